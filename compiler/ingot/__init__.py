@@ -1,0 +1,30 @@
+"""ingot: an ONNX or TFLite model in, one self-contained shared library for a named board out.
+
+`import ingot` costs no more than numpy: the compiler is imported on its first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ingot.errors import IngotError
+from ingot.runtime.loader import Model, load
+
+if TYPE_CHECKING:
+    from ingot.compile import compile
+    from ingot.packager.artifact import Artifact
+
+__version__ = "0.1.0"
+
+_LAZY = {"compile": "ingot.compile", "Artifact": "ingot.packager.artifact"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'ingot' has no attribute {name!r}")
+
+
+__all__ = ["Artifact", "IngotError", "Model", "__version__", "compile", "load"]
