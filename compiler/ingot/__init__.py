@@ -11,12 +11,12 @@ from ingot.errors import IngotError
 from ingot.runtime.loader import Model, load
 
 if TYPE_CHECKING:
-    from ingot.compile import compile
+    from ingot.driver import compile
     from ingot.packager.artifact import Artifact
 
 __version__ = "0.1.0"
 
-_LAZY = {"compile": "ingot.compile", "Artifact": "ingot.packager.artifact"}
+_LAZY = {"compile": "ingot.driver", "Artifact": "ingot.packager.artifact"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
