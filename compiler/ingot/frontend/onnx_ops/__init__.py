@@ -1,0 +1,67 @@
+"""ONNX operators -> Relax: one table, filled by one file per operator family.
+
+An operator is supported if it stands in this table, or in TVM's own converter table and not on the list of those
+that TVM has but that make tensors whose size depends on data, or values that are no tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING
+
+from ingot.frontend.onnx_ops.context import TABLE, Context, Converter
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_FAMILIES = ("activation", "convolution", "elementwise", "index", "linear", "normalization", "pad", "quantize", "reduce", "resize", "shape")
+
+# Handled before conversion: they become constants, or one of their branches.
+_STATIC = frozenset(("Constant", "ConstantOfShape", "Shape", "Size", "If"))
+
+# In TVM's table, but without static tensors as results.
+_NOT_TENSORS = frozenset(
+    (
+        "Optional", "OptionalHasElement", "OptionalGetElement", "SequenceConstruct", "SequenceEmpty", "SequenceErase",
+        "SequenceInsert", "SequenceLength", "ConcatFromSequence", "SplitToSequence", "SequenceAt", "Unique", "NonZero",
+        "Compress", "NonMaxSuppression", "AllClassNMS",
+    )
+)  # fmt: skip
+# Contrib operators that TVM lists by bare name.
+_CONTRIB = frozenset(("FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization", "MatMulInteger16"))
+
+
+@functools.cache
+def _load_families() -> None:
+    for family in _FAMILIES:
+        importlib.import_module(f"{__name__}.{family}")
+
+
+@functools.cache
+def tvm_converters() -> dict[str, Any]:
+    """TVM's own converters that this compiler relies on, by operator."""
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    table = onnx_frontend._get_convert_map()
+    return {name: table[name] for name in table if name not in _NOT_TENSORS}
+
+
+def own_converter(domain: str, operator: str) -> Converter | None:
+    """This compiler's converter of an operator, if it has its own."""
+    _load_families()
+    return TABLE.get(("" if domain == "ai.onnx" else domain, operator))
+
+
+def is_supported(domain: str, operator: str) -> bool:
+    """Whether some converter takes this operator."""
+    if own_converter(domain, operator) is not None:
+        return True
+    if domain == "com.microsoft":
+        return operator in _CONTRIB and operator in tvm_converters()
+    if domain not in ("", "ai.onnx"):
+        return False
+    return operator in _STATIC or (operator in tvm_converters() and operator not in _CONTRIB)
+
+
+__all__ = ["Context", "Converter", "is_supported", "own_converter", "tvm_converters"]

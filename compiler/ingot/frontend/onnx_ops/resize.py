@@ -1,0 +1,69 @@
+"""Resize and Upsample with sizes known at compile time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ingot.frontend.onnx_ops.context import Context, converts
+
+
+@converts("Resize", "Upsample")
+def _resize(ctx: Context) -> Any:
+    from tvm import relax
+
+    source, target = ctx.shape(), ctx.out_shape()
+    if source == target and ctx.attr("coordinate_transformation_mode") != "tf_crop_and_resize":
+        return ctx.inputs[0]
+    mode = ctx.attr("mode", "nearest")
+    old = ctx.node.op_type == "Upsample" or ctx.opset < 11
+    coordinates = "asymmetric" if old else ctx.attr("coordinate_transformation_mode", "half_pixel")
+    rounding = "floor" if old else ctx.attr("nearest_mode", "round_prefer_floor")
+    scales = [out / size for out, size in zip(target, source, strict=True)]
+    factors = [round(scale) for scale in scales]
+    whole = all(factor >= 1 and factor * size == out for factor, size, out in zip(factors, source, target, strict=True))
+    plain = (coordinates, rounding) in (
+        ("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")
+    )  # fmt: skip
+    if mode == "nearest" and whole and plain and len(source) != 4:
+        x = ctx.inputs[0]
+        for axis, factor in enumerate(factors):
+            if factor > 1:
+                x = ctx.emit(relax.op.repeat(x, factor, axis))
+        return x
+    if len(source) not in (3, 4) or source[:2] != target[:2]:
+        raise ctx.unsupported(f"{list(source)} to {list(target)}", "resizing the last one or two of [N, C, ...]")
+    if ctx.attr("antialias", 0) or ctx.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise ctx.unsupported("antialias or keep_aspect_ratio_policy", "plain resizing")
+    if mode not in ("nearest", "linear", "cubic") or coordinates not in (
+        "half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric", "tf_half_pixel_for_nn"
+    ):  # fmt: skip
+        raise ctx.unsupported(f"mode {mode!r}, coordinates {coordinates!r}", "nearest, linear or cubic")
+    _check_scales(ctx)
+    x = ctx.inputs[0]
+    if len(source) == 3:
+        x = relax.op.reshape(x, (source[0], source[1], 1, source[2]))
+    if coordinates == "half_pixel_symmetric":
+        coordinates = "half_pixel"  # the same where output sizes are whole, which _check_scales made sure of
+    result = relax.op.image.resize2d(
+        x,
+        size=(1, target[2]) if len(source) == 3 else target[2:],
+        layout="NCHW",
+        method={"nearest": "nearest_neighbor"}.get(mode, mode),
+        coordinate_transformation_mode=coordinates,
+        rounding_method=rounding if mode == "nearest" else "",
+        cubic_alpha=float(ctx.attr("cubic_coeff_a", -0.75)),
+        cubic_exclude=int(ctx.attr("exclude_outside", 0)),
+    )
+    return relax.op.reshape(result, target) if len(source) == 3 else result
+
+
+def _check_scales(ctx: Context) -> None:
+    """Relax computes scales from sizes: refuse scales that sizes do not reproduce."""
+    index = 1 if ctx.node.op_type == "Upsample" or ctx.opset < 11 else 2
+    given = ctx.value(index)
+    scales = given.reshape(-1).tolist() if given is not None else ctx.attr("scales")
+    if not scales:
+        return
+    for scale, out, size in zip(scales, ctx.out_shape(), ctx.shape(), strict=False):
+        if abs(scale * size - out) > 1e-3 and ctx.attr("coordinate_transformation_mode") != "align_corners":
+            raise ctx.unsupported(f"scale {scale} of {size}, which is no whole size", "scales that give whole sizes")

@@ -1,0 +1,215 @@
+"""Bytes -> a checked ONNX model: versions, sizes, operators and ONNX's own full checker, in that order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ingot.errors import ModelError, UnsupportedError
+from ingot.frontend.onnx_tensors import array_of_raw, external_array, tensor_array
+from ingot.frontend.onnx_wire import RawTensor, split_weights
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from ingot.frontend.source import Source
+
+OLDEST_IR, OLDEST_OPSET = 3, 7
+_MAX_NODES = 1_000_000
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A checked model: `proto` without large weights (they are in `initializers`), functions inlined."""
+
+    proto: onnx.ModelProto
+    opset: int
+    initializers: dict[str, np.ndarray]
+
+
+def node_label(node: onnx.NodeProto, index: int) -> str:
+    """How messages call a node: its operator with its name, or with its place and first output if it has none."""
+    domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
+    if node.name:
+        return f"{domain}{node.op_type} {node.name!r}"
+    output = next((name for name in node.output if name), "")
+    return f"{domain}{node.op_type} #{index} (output {output!r})"
+
+
+def read_onnx(source: Source) -> OnnxModel:
+    """Parse, size-check, inline functions, refuse unknown operators (all of them at once), run the full checker.
+
+    Raises ModelError (damaged, lying or invalid) or UnsupportedError (valid, but nothing this compiler can take).
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    stripped, raw = split_weights(source.data)
+    try:
+        proto = onnx.ModelProto.FromString(stripped)
+    except (DecodeError, RecursionError):
+        raise ModelError(
+            "the file is not an ONNX model, or is damaged",
+            where=str(source.path),
+            found="it does not parse as protobuf",
+            allowed="an ONNX ModelProto",
+            hint="fetch or export the file again",
+        ) from None
+    opset = _check_versions(proto)
+    initializers = _take_initializers(proto, source, raw)
+    proto = _inline_functions(proto, opset)
+    _refuse_unknown_operators(proto)
+    _full_check(proto, initializers)
+    return OnnxModel(proto, opset, initializers)
+
+
+def _check_versions(proto: onnx.ModelProto) -> int:
+    import onnx
+
+    newest_ir, newest_opset = int(onnx.IR_VERSION), int(onnx.defs.onnx_opset_version())
+    if not proto.HasField("ir_version") or not proto.graph.output:
+        raise ModelError("the file is not an ONNX model", found="no IR version or no outputs", allowed="an ONNX ModelProto")
+    if not OLDEST_IR <= proto.ir_version <= newest_ir:
+        raise UnsupportedError(
+            "the model's ONNX IR version is not supported",
+            found=str(proto.ir_version),
+            allowed=f"{OLDEST_IR} to {newest_ir}",
+            hint="export the model again for a supported version",
+        )
+    opset = 0
+    for entry in proto.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            opset = max(opset, entry.version)
+    if not OLDEST_OPSET <= opset <= newest_opset:
+        raise UnsupportedError(
+            "the model's ONNX opset is not supported",
+            found=str(opset) if opset else "no opset of ai.onnx",
+            allowed=f"{OLDEST_OPSET} to {newest_opset}",
+            hint="export the model again for a supported opset",
+        )
+    if len(proto.graph.node) > _MAX_NODES:
+        raise ModelError("the graph has too many nodes", found=str(len(proto.graph.node)), allowed=str(_MAX_NODES))
+    if proto.graph.sparse_initializer:
+        raise UnsupportedError("sparse initializers are not supported", hint="export the model with dense weights")
+    return opset
+
+
+def _take_initializers(proto: onnx.ModelProto, source: Source, raw: dict[str, RawTensor]) -> dict[str, np.ndarray]:
+    """Read all initializers; remove those whose data is not in the proto, leaving typed inputs for the checker."""
+    import onnx
+
+    arrays: dict[str, np.ndarray] = {}
+    kept: list[onnx.TensorProto] = []
+    known_inputs = {value.name for value in proto.graph.input}
+    view = memoryview(source.data)
+    for tensor in proto.graph.initializer:
+        where = f"initializer {tensor.name!r}"
+        if not tensor.name:
+            raise ModelError("an initializer has no name", found=f"shape {list(tensor.dims)}")
+        if tensor.name in arrays:
+            raise ModelError("two initializers have the same name", where=where)
+        outside = True
+        if tensor.name in raw:
+            place = raw[tensor.name]
+            data = view[place.offset : place.offset + place.bytes]
+            arrays[tensor.name] = array_of_raw(data, tensor.data_type, tuple(tensor.dims), where)
+        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
+            arrays[tensor.name] = external_array(tensor, source.path.parent, where)
+        else:
+            arrays[tensor.name] = tensor_array(tensor, where)
+            outside = False
+        if not outside:
+            kept.append(tensor)
+        elif tensor.name not in known_inputs:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            proto.graph.input.append(value)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return arrays
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[tuple[int, onnx.NodeProto]]:
+    """Every node of a graph and of the graphs inside it, with its place in its own graph."""
+    for index, node in enumerate(graph.node):
+        yield index, node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+                yield from all_nodes(inner)
+
+
+def _inline_functions(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Replace calls to model-local functions, and operators this compiler lacks but ONNX defines by others."""
+    import onnx
+    import onnx.inliner
+
+    from ingot.frontend.onnx_ops import is_supported
+
+    try:
+        if proto.functions:
+            proto = onnx.inliner.inline_local_functions(proto)
+        wanted = set()
+        for _, node in all_nodes(proto.graph):
+            if not is_supported(node.domain, node.op_type) and onnx.defs.has(node.op_type, opset, node.domain):
+                schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+                if schema.has_function or schema.has_context_dependent_function:
+                    wanted.add((node.domain, node.op_type))
+        if wanted:
+            proto = onnx.inliner.inline_selected_functions(proto, sorted(wanted), False, True)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError("a function of the model cannot be expanded", found=_condense(str(error))) from None
+    return proto
+
+
+def _refuse_unknown_operators(proto: onnx.ModelProto) -> None:
+    from ingot.frontend.onnx_ops import is_supported
+
+    refused: dict[str, list[str]] = {}
+    for index, node in all_nodes(proto.graph):
+        if not is_supported(node.domain, node.op_type):
+            domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
+            name = node.name or f"#{index} -> {next((out for out in node.output if out), '')}"
+            refused.setdefault(domain + node.op_type, []).append(name)
+    refuse_operators(refused)
+
+
+def refuse_operators(refused: dict[str, list[str]]) -> None:
+    """Raise one UnsupportedError that lists every operator of `refused` with the nodes that use it, if any."""
+    if not refused:
+        return
+    listed = []
+    for operator in sorted(refused):
+        names = refused[operator]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        listed.append(f"{operator} ({', '.join(names[:5])}{more})")
+    raise UnsupportedError(
+        "the model uses operators that are not supported",
+        where=f"{sum(map(len, refused.values()))} nodes",
+        found="; ".join(listed),
+        hint="replace these operators before exporting the model, or export with a newer opset",
+    )
+
+
+def _full_check(proto: onnx.ModelProto, initializers: dict[str, np.ndarray]) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(
+            "the model fails ONNX's own check",
+            found=_condense(str(error)),
+            hint="the exporter wrote an invalid model: export it again, or report it to the exporter",
+        ) from None
+    except (RuntimeError, ValueError, TypeError, OverflowError, UnicodeError) as error:
+        raise ModelError("the model cannot be checked", found=_condense(str(error))) from None
+
+
+def _condense(message: str) -> str:
+    """ONNX's checker message without its dump of the whole node: what, and which node."""
+    text = re.sub(r"\s*==> Context:.*?(?=\n|$)", "", message)
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"^\[[A-Za-z]*Error\]\s*", "", text)
+    return text if len(text) <= 400 else text[:397] + "..."

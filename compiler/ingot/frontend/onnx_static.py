@@ -1,0 +1,300 @@
+"""A checked ONNX model with static inputs -> a graph in which every tensor's type is known and constants are folded.
+
+One walk over the nodes in their order: a node whose inputs are all constants is evaluated (within a size budget), a
+Shape or Size becomes a constant because every shape is known, and every other node gets its output types from ONNX's
+own inference, which sees the constants. So chains that compute a Reshape's shape or a Resize's sizes vanish.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ingot.errors import ModelError, UnsupportedError
+from ingot.frontend.liveness import is_view
+from ingot.frontend.onnx_read import OnnxModel, node_label
+from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
+
+if TYPE_CHECKING:
+    import onnx
+
+# A folded result may always be this large; a larger one only if it is no larger than what it was computed from.
+FOLD_BYTES = 2**20
+FOLD_TOTAL_BYTES = 2**30
+# Constants up to this size are shown to shape inference.
+_VISIBLE_ELEMENTS = 4096
+# Left as operators on weights: the quantised weights must stay visible to the passes, and random is never constant.
+_NEVER_FOLDED = frozenset(
+    ("DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+)
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A static tensor type; `elem` is ONNX's data type number."""
+
+    elem: int
+    shape: tuple[int, ...]
+
+
+@dataclass
+class StaticGraph:
+    """Nodes to convert, in order, with the type of every tensor and the value of every constant."""
+
+    opset: int
+    inputs: list[str]
+    outputs: list[str]
+    nodes: list[tuple[onnx.NodeProto, str]] = field(default_factory=list)
+    types: dict[str, TensorType] = field(default_factory=dict)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def make_static(model: OnnxModel, inputs: dict[str, TensorType], sizes: dict[str, int]) -> StaticGraph:
+    """Infer every type and fold constants, for the given static input types.
+
+    Raises ModelError if the model contradicts itself, UnsupportedError if a tensor's shape depends on data.
+    """
+    return _Walker(model, inputs, sizes).run()
+
+
+class _Walker:
+    def __init__(self, model: OnnxModel, inputs: dict[str, TensorType], sizes: dict[str, int]) -> None:
+        graph = model.proto.graph
+        self.model = model
+        self.sizes = sizes
+        self.static = StaticGraph(model.opset, list(inputs), [value.name for value in graph.output])
+        self.static.types.update(inputs)
+        self.opsets = {entry.domain: entry.version for entry in model.proto.opset_import}
+        self.folded_bytes = 0
+        self.inlined = 0
+        for name, array in model.initializers.items():
+            self._constant(name, array)
+
+    def run(self) -> StaticGraph:
+        queue = deque((node, node_label(node, index)) for index, node in enumerate(self.model.proto.graph.node))
+        while queue:
+            node, label = queue.popleft()
+            if node.op_type == "If" and node.domain in ("", "ai.onnx"):
+                queue.extendleft(reversed(self._inline_if(node, label)))
+                continue
+            self._visit(node, label)
+        for name in self.static.outputs:
+            if name not in self.static.types:
+                raise ModelError("an output is not computed by any node", where=f"output {name!r}")
+        return self.static
+
+    def _constant(self, name: str, array: np.ndarray) -> None:
+        import onnx
+
+        elem = int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+        self.static.types[name] = TensorType(elem, tuple(array.shape))
+        self.static.constants[name] = array
+
+    def _visit(self, node: onnx.NodeProto, label: str) -> None:
+        for name in node.input:
+            if name and name not in self.static.types:
+                raise ModelError("a node reads a tensor that nothing computes", where=label, found=repr(name))
+        simple = self._simple_constant(node, label)
+        if simple is not None:
+            self._constant(node.output[0], simple)
+            return
+        constants = self.static.constants
+        known = [constants[name] for name in node.input if name in constants]
+        all_known = len(known) == sum(1 for name in node.input if name)
+        inferred = self._infer(node, label)
+        if all_known and node.op_type not in _NEVER_FOLDED and self._fits(known, inferred):
+            values = self._evaluate(node, label)
+            if values is not None:
+                for name, value in zip(node.output, values, strict=False):
+                    if name:
+                        self._constant(name, value)
+                return
+        missing = [name for name in node.output if name and inferred.get(name) is None]
+        if missing:
+            raise UnsupportedError(
+                "a tensor's shape depends on data or cannot be inferred",
+                where=label,
+                found=f"output {missing[0]!r} without a static shape",
+                allowed="static shapes",
+                hint="fix the model's input shapes, or give the operator constant sizes",
+            )
+        for name, kind in inferred.items():
+            if kind is not None:
+                self.static.types[name] = kind
+        self.static.nodes.append((node, label))
+
+    def _simple_constant(self, node: onnx.NodeProto, label: str) -> np.ndarray | None:
+        """The value of a Constant, ConstantOfShape, Shape, Size, or of a view of a constant; else None."""
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        types, constants = self.static.types, self.static.constants
+        if node.op_type == "Constant":
+            return _constant_value(attributes, label)
+        if node.op_type in ("Shape", "Size") and node.input[0] in types:
+            shape = types[node.input[0]].shape
+            if node.op_type == "Size":
+                return np.array(int(np.prod(shape, dtype=np.int64)), dtype=np.int64)
+            start = attributes["start"].i if "start" in attributes else 0
+            end = attributes["end"].i if "end" in attributes else len(shape)
+            return np.array(shape[start:end], dtype=np.int64)
+        if node.op_type == "ConstantOfShape" and node.input[0] in constants:
+            value = np.zeros(1, dtype=np.float32)
+            if "value" in attributes:
+                value = tensor_array(attributes["value"].t, label)
+            shape = tuple(int(dim) for dim in constants[node.input[0]].reshape(-1))
+            checked_count(shape, value.dtype.itemsize * 8, label)
+            if value.size != 1:
+                raise ModelError("ConstantOfShape needs a value of one element", where=label, found=str(value.shape))
+            # A broadcast view: no memory for weights that are one number repeated.
+            return np.broadcast_to(value.reshape(()), shape)
+        if node.op_type in ("Identity", "Dropout") and node.input[0] in constants and not any(node.output[1:]):
+            return constants[node.input[0]]
+        return None
+
+    def _fits(self, known: list[np.ndarray], inferred: dict[str, TensorType | None]) -> bool:
+        taken = sum(array.nbytes for array in known)
+        made = 0
+        for kind in inferred.values():
+            if kind is None:
+                # An output whose size the types do not tell: at most as large as these small inputs make it.
+                made += FOLD_BYTES if taken <= 4096 else 2**62
+            else:
+                made += int(np.prod(kind.shape, dtype=np.float64)) * max(element_bits(kind.elem, ""), 8) // 8
+        return made <= max(FOLD_BYTES, taken) and self.folded_bytes + made <= FOLD_TOTAL_BYTES
+
+    def _infer(self, node: onnx.NodeProto, label: str) -> dict[str, TensorType | None]:
+        import onnx
+
+        version = self.opsets.get(node.domain, self.opsets.get("ai.onnx" if node.domain == "" else "", 0))
+        schema = onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
+        types, constants = self.static.types, self.static.constants
+        inputs, data = {}, {}
+        for name in node.input:
+            if name:
+                kind = types[name]
+                inputs[name] = onnx.helper.make_tensor_type_proto(kind.elem, kind.shape)
+                if name in constants and constants[name].size <= _VISIBLE_ELEMENTS:
+                    data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(constants[name]), name)
+        imports = [onnx.helper.make_opsetid(domain, number) for domain, number in self.opsets.items()]
+        try:
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, inputs, data, opset_imports=imports, ir_version=self.model.proto.ir_version
+            )
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+            text = " ".join(str(error).split())[:300]
+            hint = "check --shape: the model's operators do not fit together with these input shapes"
+            raise ModelError("the shapes of a node contradict each other", where=label, found=text, hint=hint) from None
+        return {name: _static_type(found[name], label) if name in found else None for name in node.output if name}
+
+    def _evaluate(self, node: onnx.NodeProto, label: str) -> list[np.ndarray] | None:
+        """Run one node on its constant inputs with ONNX's reference implementation; None if that has no answer."""
+        import onnx
+        import onnx.reference
+
+        names = list(dict.fromkeys(name for name in node.input if name))
+        feeds = {name: self.static.constants[name] for name in names}
+        undefined = onnx.TypeProto()
+        graph = onnx.helper.make_graph(
+            [node],
+            "constant",
+            [onnx.helper.make_tensor_value_info(name, self.static.types[name].elem, None) for name in names],
+            [onnx.helper.make_value_info(name, undefined) for name in node.output if name],
+        )
+        imports = [onnx.helper.make_opsetid(domain, number) for domain, number in self.opsets.items()]
+        model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=self.model.proto.ir_version)
+        try:
+            with np.errstate(all="ignore"):
+                results = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+        except Exception:  # the reference implementation raises anything; the node then stays for run time
+            return None
+        values = []
+        by_name = dict(zip((name for name in node.output if name), results, strict=True))
+        for name in node.output:
+            value = np.asarray(by_name[name]) if name else np.zeros(0)
+            if value.dtype == np.dtype(object):
+                return None
+            values.append(value)
+        self.folded_bytes += sum(value.nbytes for value in values)
+        return values
+
+    def _inline_if(self, node: onnx.NodeProto, label: str) -> list[tuple[onnx.NodeProto, str]]:
+        """The nodes of the branch that a constant condition chooses, renamed so that no two tensors clash."""
+        import onnx
+
+        condition = self.static.constants.get(node.input[0])
+        if condition is None or condition.size != 1:
+            raise UnsupportedError(
+                "an If whose condition is not constant is not supported",
+                where=label,
+                found=f"condition {node.input[0]!r} is computed at run time",
+                hint="export the model for one of its branches",
+            )
+        wanted = "then_branch" if bool(condition.reshape(())) else "else_branch"
+        branch = next((attribute.g for attribute in node.attribute if attribute.name == wanted), None)
+        if branch is None or len(branch.output) < len(node.output):
+            raise ModelError("an If has no complete branch", where=label, found=f"no {wanted}")
+        self.inlined += 1
+        prefix = f"if{self.inlined}/"
+        renamed: dict[str, str] = {}
+        for tensor in branch.initializer:
+            renamed[tensor.name] = prefix + tensor.name
+            self._constant(prefix + tensor.name, tensor_array(tensor, f"{label}, initializer {tensor.name!r}"))
+        for inner in branch.node:
+            renamed.update((name, prefix + name) for name in inner.output if name)
+        copies = []
+        for index, inner in enumerate(branch.node):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(inner)
+            _rename(copy, renamed)
+            copies.append((copy, node_label(inner, index)))
+        for outer, result in zip(node.output, branch.output, strict=False):
+            if outer:
+                source = renamed.get(result.name, result.name)
+                copies.append((onnx.helper.make_node("Identity", [source], [outer]), f"{label} result"))
+        return copies
+
+
+def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
+    node.input[:] = [names.get(name, name) for name in node.input]
+    node.output[:] = [names.get(name, name) for name in node.output]
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+            for inner in graph.node:
+                _rename(inner, names)
+            for result in graph.output:
+                result.name = names.get(result.name, result.name)
+
+
+def _constant_value(attributes: dict[str, onnx.AttributeProto], label: str) -> np.ndarray:
+    if "value" in attributes:
+        return tensor_array(attributes["value"].t, label)
+    for name, dtype in (("value_float", np.float32), ("value_int", np.int64)):
+        if name in attributes:
+            attribute = attributes[name]
+            return np.array(attribute.f if dtype is np.float32 else attribute.i, dtype=dtype)
+    if "value_floats" in attributes:
+        return np.array(list(attributes["value_floats"].floats), dtype=np.float32)
+    if "value_ints" in attributes:
+        return np.array(list(attributes["value_ints"].ints), dtype=np.int64)
+    found = ", ".join(attributes) or "no value"
+    raise UnsupportedError("a Constant of this kind is not supported", where=label, found=found, allowed="numbers")
+
+
+def _static_type(proto: onnx.TypeProto, label: str) -> TensorType | None:
+    if proto.WhichOneof("value") != "tensor_type" or not proto.tensor_type.HasField("shape"):
+        return None
+    dims = []
+    for dim in proto.tensor_type.shape.dim:
+        if dim.WhichOneof("value") != "dim_value":
+            return None
+        dims.append(int(dim.dim_value))
+    elem = int(proto.tensor_type.elem_type)
+    checked_count(tuple(dims), element_bits(elem, label), label)
+    return TensorType(elem, tuple(dims))
+
+
+def is_onnx_view(node: onnx.NodeProto) -> bool:
+    """Whether a node only renames its first input's bytes (it needs no memory of its own)."""
+    return is_view(node.op_type)

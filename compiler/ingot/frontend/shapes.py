@@ -1,0 +1,122 @@
+"""Static shapes for a model's inputs: what the model fixes, what the user gives, and what defaults to 1."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ingot.errors import ShapeError
+
+Dim = int | str | None  # fixed, named (equal names are equal sizes), or unknown
+_MAX_DIM = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class DeclaredInput:
+    """An input as the model declares it."""
+
+    name: str
+    dims: tuple[Dim, ...]
+
+    def text(self) -> str:
+        """The shape for messages: `[N, 3, ?, 224]`."""
+        return "[" + ", ".join("?" if dim is None else str(dim) for dim in self.dims) + "]"
+
+
+def resolve_shapes(
+    declared: Sequence[DeclaredInput], given: Mapping[str, Sequence[int]] | None
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...], dict[str, int]]:
+    """Static shapes by input name, the notices about defaults, and the sizes of named dimensions.
+
+    A first dimension that nobody fixes becomes 1, with a notice. Raises ShapeError for a name that is no input, a
+    wrong rank, a size the model contradicts, and for every other dimension that stays unknown.
+    """
+    by_name = {item.name: item for item in declared}
+    chosen: dict[str, list[Dim]] = {item.name: list(item.dims) for item in declared}
+    sizes: dict[str, int] = {}
+    for name, wanted in (given or {}).items():
+        if name not in by_name:
+            raise _unknown_name(name, declared)
+        chosen[name] = list(_match(by_name[name], wanted, sizes))
+    notices = []
+    for item in declared:
+        dims = chosen[item.name]
+        if dims and not isinstance(dims[0], int) and not (isinstance(dims[0], str) and dims[0] in sizes):
+            label = f" {dims[0]!r}" if dims[0] else ""
+            if isinstance(dims[0], str):
+                sizes[dims[0]] = 1
+            dims[0] = 1
+            notices.append(f"batch dimension{label} of input {item.name!r} set to 1; use {_example(item)} for another")
+    resolved: dict[str, tuple[int, ...]] = {}
+    unknown = []
+    for item in declared:
+        dims = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in chosen[item.name]]
+        if all(isinstance(dim, int) for dim in dims):
+            resolved[item.name] = tuple(dim for dim in dims if isinstance(dim, int))
+        else:
+            unknown.append(item)
+    if unknown:
+        raise ShapeError(
+            "the model leaves dimensions open that must be fixed",
+            where="; ".join(f"input {item.name!r}" for item in unknown),
+            found="; ".join(item.text() for item in unknown),
+            allowed="one positive number for each dimension",
+            hint="give " + " ".join(_example(item) for item in unknown) + " with sizes of your choice",
+        )
+    return resolved, tuple(notices), sizes
+
+
+def _unknown_name(name: str, declared: Sequence[DeclaredInput]) -> ShapeError:
+    names = [item.name for item in declared]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else ""
+    return ShapeError(
+        "a shape is given for an input the model does not have",
+        where=f"shape of {name!r}",
+        found=repr(name),
+        allowed=", ".join(f"{item.name!r} {item.text()}" for item in declared) or "no inputs",
+        hint=hint,
+    )
+
+
+def _match(item: DeclaredInput, wanted: Sequence[int], sizes: dict[str, int]) -> list[int]:
+    where = f"shape of input {item.name!r}"
+    if isinstance(wanted, (str, bytes)) or not isinstance(wanted, Sequence):
+        raise ShapeError("a shape is not a list of numbers", where=where, found=repr(wanted), allowed=item.text())
+    if len(wanted) != len(item.dims):
+        raise ShapeError(
+            "a shape has the wrong number of dimensions",
+            where=where,
+            found=f"{len(wanted)}: {list(wanted)}",
+            allowed=f"{len(item.dims)}: {item.text()}",
+        )
+    result = []
+    for axis, (size, dim) in enumerate(zip(wanted, item.dims, strict=True)):
+        try:
+            value = operator.index(size)
+        except TypeError:
+            value = 0
+        if isinstance(size, bool) or not 0 < value <= _MAX_DIM:
+            allowed = f"1 to {_MAX_DIM}"
+            raise ShapeError("a dimension is not a positive number", where=where, found=repr(size), allowed=allowed)
+        fixed = sizes.get(dim) if isinstance(dim, str) else dim
+        if fixed is not None and fixed != value:
+            named = f" (dimension {dim!r}, given elsewhere)" if isinstance(dim, str) else ""
+            raise ShapeError(
+                "a dimension contradicts the model",
+                where=f"{where}, dimension {axis}",
+                found=str(value),
+                allowed=f"{fixed}{named}; the model declares {item.text()}",
+            )
+        if isinstance(dim, str):
+            sizes[dim] = value
+        result.append(value)
+    return result
+
+
+def _example(item: DeclaredInput) -> str:
+    dims = ["1" if axis == 0 and not isinstance(dim, int) else "?" if not isinstance(dim, int) else str(dim)
+            for axis, dim in enumerate(item.dims)]
+    return f"--shape {item.name}={','.join(dims)}"
