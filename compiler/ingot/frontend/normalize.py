@@ -153,7 +153,7 @@ class _Normalizer:
         from tvm import relax
 
         if array.size <= CONSTANT_ELEMENTS:
-            return relax.const(np.ascontiguousarray(array).reshape(array.shape), array.dtype.name)
+            return relax.const(np.asarray(array, order="C"), array.dtype.name)
         var = self.weights.add(name, array)
         self.names[var] = var.name
         return var

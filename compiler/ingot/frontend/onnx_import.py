@@ -85,10 +85,11 @@ def _declared_inputs(model: OnnxModel) -> tuple[list[tuple[DeclaredInput, int]],
         dims: list[Dim] = []
         for dim in kind.shape.dim:
             if dim.WhichOneof("value") == "dim_value":
-                if dim.dim_value < 0:
+                if dim.dim_value < -1:
                     found = str(dim.dim_value)
                     raise ModelError("an input has a negative dimension", where=where, found=found, allowed=">= 1")
-                dims.append(int(dim.dim_value))
+                # Some exporters write -1 for a dimension they leave open.
+                dims.append(int(dim.dim_value) if dim.dim_value >= 0 else None)
             else:
                 dims.append(dim.dim_param if dim.dim_param not in ("", "?", "None") else None)
         element_bits(kind.elem_type, where)
@@ -102,7 +103,7 @@ def _source_peak(graph: StaticGraph) -> int:
     known = set(graph.constants)
     steps, sizes = [], {}
     for node, _ in graph.nodes:
-        outputs = tuple(name for name in node.output if name)
+        outputs = tuple(name for name in node.output if name in graph.types)
         inputs = tuple(name for name in node.input if name)
         if all(name in known for name in inputs):
             known.update(outputs)
@@ -127,7 +128,7 @@ class _LazyParams(dict[str, tuple[Any, Any]]):
         import tvm
 
         array = self._weights.arrays[name]
-        return self._weights.variables[name], tvm.runtime.tensor(np.ascontiguousarray(array))
+        return self._weights.variables[name], tvm.runtime.tensor(np.asarray(array, order="C"))
 
 
 class _Importer:
@@ -174,13 +175,13 @@ class _Importer:
         from tvm import relax
 
         if array.size <= CONSTANT_ELEMENTS:
-            return relax.const(np.ascontiguousarray(array).reshape(array.shape), str(array.dtype.name))
+            return relax.const(np.asarray(array, order="C"), str(array.dtype.name))
         return self.weights.add(name, array)
 
     def _convert(self, node: onnx.NodeProto, label: str) -> None:
-        for name in node.output:
-            if name:
-                _check_tensor(f"{label}, output {name!r}", self.graph.types[name])
+        typed = [name for name in node.output if name in self.graph.types]
+        for name in typed:
+            _check_tensor(f"{label}, output {name!r}", self.graph.types[name])
         context = Context(
             bb=self.bb,
             node=node,
@@ -196,14 +197,14 @@ class _Importer:
             results = own(context) if own is not None else self._by_tvm(context)
             results = self._as_list(results)
             for name, result in zip(node.output, results, strict=False):
-                if name and result is not None:
+                if name in typed and result is not None:
                     self.values[name] = self._bind(name, result, label)
         except IngotError:
             raise
         except Exception as error:  # TVM reports what it does not support with any exception type
             reason = " ".join(str(error).strip().splitlines()[-1:])[:300] or type(error).__name__
             raise UnsupportedError("an operator cannot be converted", where=label, found=reason) from error
-        missing = [name for name in node.output if name and name not in self.values]
+        missing = [name for name in typed if name not in self.values]
         if missing:
             raise UnsupportedError("an optional output is not supported", where=label, found=repr(missing[0]))
 

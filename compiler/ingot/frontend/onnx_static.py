@@ -15,7 +15,7 @@ import numpy as np
 
 from ingot.errors import ModelError, UnsupportedError
 from ingot.frontend.liveness import is_view
-from ingot.frontend.onnx_read import OnnxModel, node_label
+from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label
 from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ class _Walker:
         self.static = StaticGraph(model.opset, list(inputs), [value.name for value in graph.output])
         self.static.types.update(inputs)
         self.opsets = {entry.domain: entry.version for entry in model.proto.opset_import}
+        # "" stands for an input or output that is left out.
+        self.used = {name for _, node in all_nodes(graph) for name in node.input} | set(self.static.outputs)
+        self.used.discard("")
         self.folded_bytes = 0
         self.inlined = 0
         for name, array in model.initializers.items():
@@ -97,6 +100,8 @@ class _Walker:
         for name in node.input:
             if name and name not in self.static.types:
                 raise ModelError("a node reads a tensor that nothing computes", where=label, found=repr(name))
+        if not any(name in self.used for name in node.output):
+            return
         simple = self._simple_constant(node, label)
         if simple is not None:
             self._constant(node.output[0], simple)
@@ -112,7 +117,9 @@ class _Walker:
                     if name:
                         self._constant(name, value)
                 return
-        missing = [name for name in node.output if name and inferred.get(name) is None]
+        # An output nobody reads, such as Dropout's mask, needs no type: in `types` are used tensors only.
+        inferred = {name: kind for name, kind in inferred.items() if name in self.used}
+        missing = [name for name, kind in inferred.items() if kind is None]
         if missing:
             raise UnsupportedError(
                 "a tensor's shape depends on data or cannot be inferred",
@@ -121,9 +128,7 @@ class _Walker:
                 allowed="static shapes",
                 hint="fix the model's input shapes, or give the operator constant sizes",
             )
-        for name, kind in inferred.items():
-            if kind is not None:
-                self.static.types[name] = kind
+        self.static.types.update({name: kind for name, kind in inferred.items() if kind is not None})
         self.static.nodes.append((node, label))
 
     def _simple_constant(self, node: onnx.NodeProto, label: str) -> np.ndarray | None:
@@ -176,7 +181,7 @@ class _Walker:
                 kind = types[name]
                 inputs[name] = onnx.helper.make_tensor_type_proto(kind.elem, kind.shape)
                 if name in constants and constants[name].size <= _VISIBLE_ELEMENTS:
-                    data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(constants[name]), name)
+                    data[name] = onnx.numpy_helper.from_array(np.asarray(constants[name], order="C"), name)
         imports = [onnx.helper.make_opsetid(domain, number) for domain, number in self.opsets.items()]
         try:
             found = onnx.shape_inference.infer_node_outputs(
@@ -249,10 +254,12 @@ class _Walker:
             copy.CopyFrom(inner)
             _rename(copy, renamed)
             copies.append((copy, node_label(inner, index)))
+            self.used.update(name for name in copy.input if name)
         for outer, result in zip(node.output, branch.output, strict=False):
             if outer:
                 source = renamed.get(result.name, result.name)
                 copies.append((onnx.helper.make_node("Identity", [source], [outer]), f"{label} result"))
+                self.used.add(source)
         return copies
 
 

@@ -59,7 +59,7 @@ def _pool(ctx: Context) -> Any:
     dims = len(kernel)
     if dims not in _LAYOUTS:
         raise ctx.unsupported(f"{dims} spatial dimensions", "1 to 3")
-    if len([name for name in ctx.node.output if name]) > 1:
+    if len([name for name in ctx.node.output if name in ctx.types]) > 1:
         raise ctx.unsupported("the indices output is used", "only the pooled values")
     strides, dilations = spread(ctx.attr("strides"), dims, 1), spread(ctx.attr("dilations"), dims, 1)
     pads = _pads(ctx, kernel, strides, dilations)

@@ -13,7 +13,7 @@ from ingot.frontend.onnx_ops.context import Context, converts
 def _batch_norm(ctx: Context) -> Any:
     from tvm import relax
 
-    if ctx.attr("training_mode", 0) or len([name for name in ctx.node.output if name]) > 1:
+    if ctx.attr("training_mode", 0) or len([name for name in ctx.node.output if name in ctx.types]) > 1:
         raise ctx.unsupported("training mode", "inference mode", "export the model in evaluation mode")
     if ctx.attr("spatial", 1) != 1:
         raise ctx.unsupported("spatial=0", "one mean and variance per channel")

@@ -11,7 +11,7 @@ from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 
 @converts("Identity", "Dropout")
 def _identity(ctx: Context) -> Any:
-    if len([name for name in ctx.node.output if name]) > 1:
+    if len([name for name in ctx.node.output if name in ctx.types]) > 1:
         from tvm import relax
 
         return [ctx.inputs[0], relax.op.ones(ctx.out_shape(1), ctx.out_dtype(1))]
