@@ -1,0 +1,1 @@
+"""From a lowered program to one file: generated C, the kernels' object, weights and metadata, linked."""

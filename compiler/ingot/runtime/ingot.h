@@ -42,7 +42,8 @@ typedef enum ingot_status {
     INGOT_ERR_SELFTEST = 12,   /* selftest ran and its outputs differ from those stored */
     INGOT_ERR_UNAVAILABLE = 13,/* the artifact was built without this (e.g. --no-selftest) */
     INGOT_ERR_LOAD = 14,       /* ingot_open: not an ingot artifact, or it cannot be loaded here */
-    INGOT_ERR_BUSY = 15        /* the same instance is already running in another thread */
+    INGOT_ERR_BUSY = 15,       /* the same instance is already running in another thread */
+    INGOT_ERR_OVERLAP = 16     /* an output's memory overlaps that of an input or of another output */
 } ingot_status;
 
 typedef enum ingot_dtype {

@@ -1,0 +1,312 @@
+"""The generated sources: entry.c, which calls the kernels in order, and weights.S, which carries the data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ingot.errors import CompilerError
+from ingot.packager.metadata import ALIGNMENT, COMPILER, DTYPES, INSTANCE_BYTES, memory_bytes, tensor_bytes
+from ingot.program import BufferRef, CopyStep, Kernel, Program, Step
+
+if TYPE_CHECKING:
+    from ingot.frontend.interface import Imported, TensorSpec
+    from ingot.packager.selftest import SelfTest
+    from ingot.target import Target
+
+#: Weights start at a multiple of this, the largest page size of any Linux kernel, so that every kernel maps them.
+WEIGHTS_ALIGNMENT = 65536
+_INT32_MAX = 2**31 - 1
+_PLACES = {"input": "inputs", "output": "outputs"}
+
+
+def c_string(text: str) -> str:
+    """A C string literal with the UTF-8 bytes of `text`, in plain ASCII without any trigraph.
+
+    Octal escapes have at most three digits, so a digit that follows is never swallowed.
+    """
+    result = []
+    for byte in text.encode("utf-8", "replace"):
+        plain = 0x20 <= byte < 0x7F and byte not in b'"\\?'
+        result.append(chr(byte) if plain else f"\\{byte:03o}")
+    return f'"{"".join(result)}"'
+
+
+def c_comment(text: str, most: int = 160) -> str:
+    """`text` made safe inside a C comment: one line, no way to close it, no direction marks, no trigraphs."""
+    text = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(c if c.isprintable() and c not in "*\\?" else "_" for c in text).encode("utf-8", "replace").decode()
+
+
+def symbol_prefix(name: str) -> str:
+    """What every symbol of a model starts with."""
+    return f"ingot_{name}_"
+
+
+def _invalid(what: str, found: str) -> CompilerError:
+    return CompilerError(f"the lowered program is inconsistent: {what}", where="packager", found=found)
+
+
+class _Checker:
+    """Every reference of a program lies inside its buffer, is aligned, and is written only where that is allowed."""
+
+    def __init__(self, program: Program, imported: Imported) -> None:
+        self.program = program
+        self.sizes: dict[str, Sequence[int]] = {
+            "input": [tensor_bytes(s) for s in imported.inputs],
+            "output": [tensor_bytes(s) for s in imported.outputs],
+            "weight": [len(program.weights)],
+            "arena": [program.arena_bytes],
+        }
+        self.prefix = symbol_prefix(imported.name)
+
+    def run(self) -> None:
+        known: dict[str, Kernel] = {}
+        for step in self.program.steps:
+            if isinstance(step, CopyStep):
+                self.reference(step.source, step.bytes, 1, written=False, label=step.label)
+                self.reference(step.destination, step.bytes, 1, written=True, label=step.label)
+                continue
+            kernel = step.kernel
+            if known.setdefault(kernel.symbol, kernel) != kernel:
+                raise _invalid("two different kernels share a symbol", kernel.symbol)
+            if not kernel.symbol.startswith(self.prefix) or not kernel.symbol.isidentifier():
+                raise _invalid(f"a kernel's symbol must start with '{self.prefix}'", kernel.symbol)
+            if not 0 <= kernel.extent <= _INT32_MAX or not 1 <= kernel.grain <= _INT32_MAX:
+                raise _invalid("extent or grain out of range", f"{kernel.symbol}: {kernel.extent}, {kernel.grain}")
+            if len(kernel.params) != len(step.args):
+                raise _invalid("wrong number of arguments", f"{step.label}: {len(step.args)} of {len(kernel.params)}")
+            for param, argument in zip(kernel.params, step.args, strict=True):
+                if param.dtype not in DTYPES:
+                    raise _invalid("unknown dtype of a kernel's parameter", f"{kernel.symbol}: {param.dtype}")
+                alignment = DTYPES[param.dtype][1]
+                self.reference(argument, argument.bytes, alignment, written=not param.readonly, label=step.label)
+
+    def reference(self, ref: BufferRef, size: int, alignment: int, *, written: bool, label: str) -> None:
+        sizes = self.sizes[ref.place]
+        if not 0 <= ref.index < len(sizes):
+            raise _invalid(f"no such {ref.place}", f"{label}: {ref}")
+        if ref.offset < 0 or size < 0 or ref.offset + size > sizes[ref.index]:
+            raise _invalid(f"an argument reaches beyond its {ref.place} of {sizes[ref.index]} bytes", f"{label}: {ref}")
+        if ref.offset % alignment:
+            raise _invalid(f"an argument is not aligned to {alignment} bytes", f"{label}: {ref}")
+        if written and ref.place in ("input", "weight"):
+            raise _invalid(f"a kernel writes to a read-only {ref.place}", f"{label}: {ref}")
+
+
+def check_program(program: Program, imported: Imported) -> None:
+    """Raise CompilerError unless every step's arguments fit their buffers."""
+    for spec in (*imported.inputs, *imported.outputs):
+        if spec.dtype not in DTYPES or len(spec.shape) > 8 or any(d < 0 for d in spec.shape):
+            raise _invalid("a tensor the ABI cannot describe", f"{spec.name}: {spec.dtype} {spec.shape}")
+    if not imported.outputs:
+        raise _invalid("a model without outputs", imported.name)
+    _Checker(program, imported).run()
+
+
+def _pointer(ref: BufferRef, dtype: str, *, readonly: bool) -> str:
+    ctype = f"{'const ' if readonly else ''}{DTYPES[dtype][2]} *"
+    if ref.place in _PLACES:
+        base = f"frame->{_PLACES[ref.place]}[{ref.index}].data"
+        # A tensor without elements may have a null pointer, to which nothing may be added, not even 0.
+        return f"({ctype}){base}" if not ref.offset else f"({ctype})((uint8_t *){base} + {ref.offset})"
+    base = "frame->weights" if ref.place == "weight" else "frame->arena"
+    return f"({ctype})({base} + {ref.offset})"
+
+
+def _step(index: int, step: Step) -> str:
+    arguments = [
+        _pointer(ref, param.dtype, readonly=param.readonly)
+        for ref, param in zip(step.args, step.kernel.params, strict=True)
+    ]
+    unused = "" if arguments else "    (void)frame;\n"
+    body = ",\n        ".join([*arguments, "begin, end"])
+    return (
+        f"/* {c_comment(step.label)} */\n"
+        f"static void step_{index}(const rt_frame *frame, int32_t begin, int32_t end) {{\n{unused}"
+        f"    {step.kernel.symbol}(\n        {body});\n}}\n"
+    )
+
+
+def _forward(program: Program) -> str:
+    lines = []
+    for index, step in enumerate(program.steps):
+        if isinstance(step, Step):
+            lines.append(f"    ingot_parallel(frame, step_{index}, {step.kernel.extent}, {step.kernel.grain});")
+        elif step.bytes:
+            destination = _pointer(step.destination, "uint8", readonly=False)
+            source = _pointer(step.source, "uint8", readonly=True)
+            lines.append(f"    /* {c_comment(step.label)} */")
+            lines.append(f"    memcpy({destination}, {source}, {step.bytes});")
+    if not any(isinstance(step, Step) for step in program.steps):
+        lines.append("    (void)ingot_parallel;")
+    if not lines or all("frame" not in line for line in lines):
+        lines.append("    (void)frame;")
+    return "static void rt_forward(const rt_frame *frame) {\n" + "\n".join(lines) + "\n}\n"
+
+
+def _prototype(kernel: Kernel) -> str:
+    params = [f"{'const ' if p.readonly else ''}{DTYPES[p.dtype][2]} *" for p in kernel.params]
+    return f"void {kernel.symbol}({', '.join([*params, 'int32_t begin', 'int32_t end'])});\n"
+
+
+def _array(ctype: str, name: str, values: Iterable[object]) -> str:
+    return f"static const {ctype} {name}[] = {{{', '.join(map(str, values))}}};\n"
+
+
+def _tensor_table(table: str, specs: Sequence[TensorSpec]) -> str:
+    if not specs:
+        return ""
+    arrays, rows = [], []
+    for i, spec in enumerate(specs):
+        shape = scales = zero_points = "NULL"
+        count = axis = 0
+        if spec.shape:
+            shape = f"{table}_shape_{i}"
+            arrays.append(_array("int64_t", shape, spec.shape))
+        if spec.quantization is not None:
+            count, axis = len(spec.quantization.scales), spec.quantization.axis
+            scales, zero_points = f"{table}_scales_{i}", f"{table}_zero_points_{i}"
+            # Hexadecimal floats: exact, and the same on every machine.
+            arrays.append(_array("float", scales, (float(s).hex() + "f" for s in spec.quantization.scales)))
+            arrays.append(_array("int32_t", zero_points, spec.quantization.zero_points))
+        rows.append(
+            f"    {{{c_string(spec.name)}, {DTYPES[spec.dtype][0]}, {len(spec.shape)}, {shape}, {tensor_bytes(spec)},"
+            f" {count}, {axis}, {scales}, {zero_points}}},\n"
+        )
+    return "".join(arrays) + f"static const ingot_tensor_info {table}[] = {{\n{''.join(rows)}}};\n"
+
+
+def entry_c(program: Program, imported: Imported, target: Target, precision: str, selftest: SelfTest | None) -> str:
+    """The C source of one model. It includes the runtime, so that this file is the artifact's one translation unit."""
+    prefix = symbol_prefix(imported.name)
+    counts = len(imported.inputs), len(imported.outputs)
+    selftest_macros, selftest_tables = "#define RT_HAS_SELFTEST 0\n", ""
+    if selftest is not None:
+        selftest_macros = (
+            "#define RT_HAS_SELFTEST 1\n"
+            f"#define RT_SELFTEST_SEED UINT64_C({selftest.seed:#x})\n"
+            f"#define rt_expected_data {prefix}expected\n"
+        )
+        rows = "".join(
+            f"    {{{offset}, {output.values.size}, {output.stride}, {float(output.tolerance).hex()}}},\n"
+            for offset, output in zip(selftest.offsets(), selftest.outputs, strict=True)
+        )
+        selftest_tables = (
+            "static const rt_expected_output rt_expected[RT_OUTPUTS] = { /* offset, count, stride, tolerance */\n"
+            f"{rows}}};\n"
+        )
+    steps = "\n".join(_step(i, step) for i, step in enumerate(program.steps) if isinstance(step, Step))
+    return f"""\
+/* {c_comment(imported.name)}: generated by {COMPILER} for {c_comment(target.name)} ({c_comment(target.triple)}, \
+{c_comment(target.cpu)}).
+ *
+ * From top to bottom: the kernels, one function per step that gives a kernel its pointers, the steps in order, the
+ * tables that describe() shows, and the runtime.
+ */
+#define RT_INSTANCE_BYTES {INSTANCE_BYTES}
+#define RT_ARENA_BYTES {memory_bytes(program) - INSTANCE_BYTES}
+#define RT_INPUTS {counts[0]}
+#define RT_OUTPUTS {counts[1]}
+#define rt_weights {prefix}weights
+{selftest_macros}
+#include "rt.h"
+
+/* ---- kernels, each computing the parallel iterations [begin, end) ---- */
+
+#pragma GCC visibility push(hidden)
+extern const uint8_t *const {prefix}weights;
+{f"extern const uint8_t *const {prefix}expected;" if selftest is not None else ""}
+{"".join(_prototype(k) for k in program.kernels)}#pragma GCC visibility pop
+
+/* ---- steps ---- */
+
+{steps}
+{_forward(program)}
+/* ---- what the model expects and gives ---- */
+
+{_tensor_table("inputs", imported.inputs)}{_tensor_table("outputs", imported.outputs)}
+static const ingot_model_info rt_info = {{
+    .struct_size = sizeof(ingot_model_info),
+    .abi_version = INGOT_ABI_VERSION,
+    .name = {c_string(imported.name)},
+    .compiler = {c_string(COMPILER)},
+    .target = {c_string(target.name)},
+    .triple = {c_string(target.triple)},
+    .features = {c_string(" ".join(target.features))},
+    .source_sha256 = {c_string(imported.source_sha256)},
+    .precision = {c_string(precision)},
+    .n_inputs = {counts[0]},
+    .n_outputs = {counts[1]},
+    .inputs = {"inputs" if counts[0] else "NULL"},
+    .outputs = {"outputs" if counts[1] else "NULL"},
+    .arena_bytes = {program.arena_bytes},
+    .memory_bytes = RT_INSTANCE_BYTES + RT_ARENA_BYTES,
+    .weights_bytes = {len(program.weights)},
+}};
+
+{selftest_tables}
+#include "cpu.c"
+#include "pool.c"
+#include "model.c"
+#include "selftest.c"
+
+__attribute__((visibility("default"))) const ingot_api *{prefix}api(void);
+
+const ingot_api *{prefix}api(void) {{
+    static const ingot_api api = {{
+        INGOT_ABI_VERSION, sizeof(ingot_api), rt_create, rt_run, rt_destroy, rt_describe, rt_last_error, rt_version,
+        rt_selftest,
+    }};
+    return &api;
+}}
+"""
+
+
+def weights_s(imported: Imported, weights: bytes, metadata: bytes, selftest: SelfTest | None) -> str:
+    """The assembler source that carries weights.bin, expected.bin and metadata.json into the artifact.
+
+    The weights are reached through a pointer that the dynamic loader fills in: an instruction cannot reach beyond
+    2 GiB. The hashes are no decoration: the toolchain's cache does not notice that an included binary has changed.
+    """
+    prefix = symbol_prefix(imported.name)
+    blobs = [("weights", ".ingot.weights", WEIGHTS_ALIGNMENT, weights)]
+    if selftest is not None:
+        blobs.append(("expected", ".rodata.ingot_expected", ALIGNMENT, selftest.data()))
+    text = []
+    for name, section, alignment, data in blobs:
+        # Without any data there is no section, and the pointer shows itself.
+        target = f".L{name}" if data else f"{prefix}{name}"
+        if data:
+            text.append(f"""\
+/* {name}.bin: sha256 {hashlib.sha256(data).hexdigest()} */
+    .section {section},"a",%progbits
+    .balign {alignment}
+.L{name}:
+    .incbin "{name}.bin"
+""")
+        text.append(f"""\
+    .section .data.rel.ro.ingot_{name},"aw",%progbits
+    .balign 8
+    .hidden {prefix}{name}
+    .globl {prefix}{name}
+    .type {prefix}{name}, %object
+{prefix}{name}:
+    .dc.a {target}
+    .size {prefix}{name}, . - {prefix}{name}
+""")
+    text.append(f"""\
+/* metadata.json: sha256 {hashlib.sha256(metadata).hexdigest()} */
+    .section .note.ingot,"",%note
+    .balign 4
+    .long 6, .Lnote_end - .Lnote, 1
+    .asciz "ingot"
+    .balign 4
+.Lnote:
+    .incbin "metadata.json"
+.Lnote_end:
+    .balign 4
+    .section .note.GNU-stack,"",%progbits
+""")
+    return "".join(text)

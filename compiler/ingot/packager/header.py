@@ -1,0 +1,55 @@
+"""model.h: the one header that a program needs to use a model; it contains ingot.h."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ingot.packager.entry import c_comment
+from ingot.packager.link import runtime_source
+from ingot.packager.metadata import COMPILER, memory_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingot.frontend.interface import Imported, TensorSpec
+    from ingot.program import Program
+    from ingot.target import Target
+
+
+def _rows(kind: str, specs: Sequence[TensorSpec]) -> str:
+    return "".join(
+        f" *   {kind} {i}: {c_comment(spec.name)}  {spec.dtype} [{', '.join(map(str, spec.shape))}]\n"
+        for i, spec in enumerate(specs)
+    )
+
+
+def model_h(program: Program, imported: Imported, target: Target) -> str:
+    """The text of model.h. It can stand beside the headers of other models: each contains ingot.h under its guard."""
+    upper = f"INGOT_{imported.name.upper()}"
+    return f"""\
+/* {c_comment(imported.name)}: compiled by {COMPILER} for {c_comment(target.name)} ({c_comment(target.triple)}).
+ *
+{_rows("input", imported.inputs)}{_rows("output", imported.outputs)} */
+#ifndef {upper}_H
+#define {upper}_H
+
+{runtime_source("ingot.h").decode("utf-8").strip()}
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define {upper}_N_INPUTS {len(imported.inputs)}
+#define {upper}_N_OUTPUTS {len(imported.outputs)}
+
+/* Bytes that ingot_options.memory needs, aligned to INGOT_MEMORY_ALIGNMENT. */
+#define {upper}_MEMORY_BYTES {memory_bytes(program)}
+
+/* The model's functions; never null. */
+const ingot_api *ingot_{imported.name}_api(void);
+
+#ifdef __cplusplus
+}}
+#endif
+#endif /* {upper}_H */
+"""

@@ -1,0 +1,274 @@
+"""The selftest an artifact carries: a seeded input, and what an independent interpreter answers to it.
+
+The generator exists twice, here and in runtime/selftest.c, and gives the same bits: a counter-based splitmix64 whose
+values every element type holds exactly. The interpreter reads the ORIGINAL model file, so that the test judges the
+whole compiler. It runs in a process of its own: a crash or a hang in it costs the selftest, not the compilation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ingot.frontend.interface import Imported, TensorSpec
+
+    Array = np.ndarray[Any, Any]
+
+#: At most this many elements of each output are stored, evenly strided.
+STORED_ELEMENTS = 1024
+#: Share of max|expected| by which a float output may differ, by precision of the compiled model.
+_FLOAT_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 6e-2, "int8": 2.5e-1}
+#: The same where the source itself is quantised: interpreters round in other places, and one step is a large error.
+_QUANTIZED_SOURCE_TOLERANCE = 2.5e-1
+#: Share of the 255 steps by which an 8-bit output may differ, and share of the elements of other integer outputs.
+_BYTE_TOLERANCE, _INTEGER_TOLERANCE = 1e-1, 1e-2
+_TIME_LIMIT_S = 180
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class SelfTestOutput:
+    """Elements 0, stride, 2 * stride, ... of one flattened output, in its own dtype (bfloat16 as uint16 bits)."""
+
+    values: Array
+    stride: int
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the artifact stores: the seed of the inputs and the expected outputs, in the model's order."""
+
+    seed: int
+    outputs: tuple[SelfTestOutput, ...]
+
+    def offsets(self) -> list[int]:
+        """Where each output's values start in `data()`, in bytes."""
+        result, at = [], 0
+        for output in self.outputs:
+            result.append(at)
+            at += -(-output.values.nbytes // 8) * 8
+        return result
+
+    def data(self) -> bytes:
+        """All stored values, little-endian, each output padded to 8 bytes."""
+        parts = []
+        for output in self.outputs:
+            raw = output.values.astype(output.values.dtype.newbyteorder("<"), copy=False).tobytes()
+            parts.append(raw + bytes(-len(raw) % 8))
+        return b"".join(parts)
+
+
+def random_bits(seed: int, tensor: int, count: int) -> Array:
+    """`count` uint64 values for input number `tensor`: splitmix64 of a counter."""
+    golden, mix1, mix2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+    start = np.uint64((seed + tensor * 0xD1342543DE82EF95) & _MASK)
+    z = np.arange(1, count + 1, dtype=np.uint64) * golden + start
+    z = (z ^ (z >> np.uint64(30))) * mix1
+    z = (z ^ (z >> np.uint64(27))) * mix2
+    result: Array = z ^ (z >> np.uint64(31))
+    return result
+
+
+def _top(bits: Array, count: int) -> Array:
+    result: Array = (bits >> np.uint64(64 - count)).astype(np.int64)
+    return result
+
+
+def random_input(spec: TensorSpec, seed: int, tensor: int) -> Array:
+    """The selftest's value of one input, of the spec's shape and dtype (bfloat16 as uint16 bits).
+
+    Floats are uniform in [-1, 1); 8-bit integers take their whole range; other integers and bools are 0 or 1, which is
+    safe where they are indices.
+    """
+    bits = random_bits(seed, tensor, int(np.prod(spec.shape, dtype=np.int64)))
+    values: Array
+    if spec.dtype in ("int8", "uint8"):
+        values = _top(bits, 8).astype(np.uint8).view(spec.dtype)
+    elif spec.dtype == "bfloat16":
+        values = (((_top(bits, 8) - 128) / 128).astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    elif spec.dtype == "float16":
+        values = ((_top(bits, 11) - 1024) / 1024).astype(np.float16)
+    elif spec.dtype in ("float32", "float64"):
+        values = ((_top(bits, 24) - (1 << 23)) / (1 << 23)).astype(spec.dtype)
+    else:
+        values = _top(bits, 1).astype(spec.dtype)
+    return values.reshape(spec.shape)
+
+
+def random_inputs(specs: Sequence[TensorSpec], seed: int) -> dict[str, Array]:
+    """The selftest's inputs by name."""
+    return {spec.name: random_input(spec, seed, i) for i, spec in enumerate(specs)}
+
+
+# ------------------------------------------------------------------------------------------- independent interpreters
+
+
+def _typed(feeds: dict[str, Array], inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    import ml_dtypes
+
+    return {s.name: feeds[s.name].view(ml_dtypes.bfloat16) if s.dtype == "bfloat16" else feeds[s.name] for s in inputs}
+
+
+def _is_tflite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"TFL3"
+
+
+def _run_onnxruntime(path: Path, feeds: dict[str, Array]) -> list[Array]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(v) for v in session.run(None, feeds)]
+
+
+def _run_onnx_reference(path: Path, feeds: dict[str, Array]) -> list[Array]:
+    from onnx.reference import ReferenceEvaluator
+
+    return [np.asarray(v) for v in ReferenceEvaluator(str(path)).run(None, feeds)]
+
+
+def _run_litert(path: Path, feeds: dict[str, Array]) -> list[Array]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    slots = interpreter.get_input_details()
+    for slot, array in zip(slots, feeds.values(), strict=True):
+        if tuple(slot["shape"]) != array.shape:
+            interpreter.resize_tensor_input(slot["index"], array.shape, strict=True)
+    interpreter.allocate_tensors()
+    for slot, array in zip(slots, feeds.values(), strict=True):
+        interpreter.set_tensor(slot["index"], array)
+    interpreter.invoke()
+    return [np.asarray(interpreter.get_tensor(slot["index"])) for slot in interpreter.get_output_details()]
+
+
+def _source_is_quantized(path: Path) -> bool:
+    if _is_tflite(path):
+        from ai_edge_litert.interpreter import Interpreter
+
+        details = Interpreter(model_path=str(path)).get_tensor_details()
+        return any(d["dtype"] in (np.int8, np.uint8) for d in details)
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    return any("Quantize" in node.op_type or "QLinear" in node.op_type for node in model.graph.node)
+
+
+def expected_outputs(path: str | Path, inputs: Sequence[TensorSpec], feeds: dict[str, Array]) -> list[Array] | None:
+    """What an independent interpreter answers: ONNX Runtime or onnx.reference for ONNX, LiteRT for TFLite.
+
+    `feeds` holds an array per input, by name. Arrays in the model's order; None if no interpreter is installed or each
+    of them fails.
+    """
+    path = Path(path)
+    runners = (_run_litert,) if _is_tflite(path) else (_run_onnxruntime, _run_onnx_reference)
+    for runner in runners:
+        try:
+            return runner(path, _typed(feeds, inputs))
+        except Exception as error:  # whatever a foreign interpreter raises, the next one may work
+            print(f"{runner.__name__[5:]}: {type(error).__name__}: {error}", file=sys.stderr)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------ the selftest
+
+
+def store(array: Array, spec: TensorSpec, tolerance: float) -> SelfTestOutput:
+    """Keep evenly strided elements of an output."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if spec.dtype == "bfloat16":
+        flat = flat.view(np.uint16)
+    stride = max(1, -(-flat.size // STORED_ELEMENTS))
+    return SelfTestOutput(np.ascontiguousarray(flat[::stride]), stride, tolerance)
+
+
+def _tolerance(spec: TensorSpec, precision: str, *, quantized: bool) -> float:
+    if spec.dtype in ("int8", "uint8"):
+        return _BYTE_TOLERANCE
+    if not spec.dtype.endswith(("16", "32", "64")) or "int" in spec.dtype:
+        return _INTEGER_TOLERANCE
+    return max(_FLOAT_TOLERANCE.get(precision, 1e-3), _QUANTIZED_SOURCE_TOLERANCE if quantized else 0.0)
+
+
+def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> tuple[SelfTest | None, str | None]:
+    """The selftest of a model, or None and a sentence that says why there is none. Raises nothing."""
+    seed = int(imported.source_sha256[:16] or "0", 16)
+    specs = [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in imported.inputs]
+    request = json.dumps({"path": str(Path(path).absolute()), "inputs": specs, "seed": seed})
+    package_root = str(Path(__file__).resolve().parent.parent.parent)
+    python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    try:
+        with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
+            answer = Path(folder) / "answer.npz"
+            done = subprocess.run(
+                [sys.executable, "-m", "ingot.packager.selftest", str(answer)],
+                input=request,
+                env={**os.environ, "PYTHONPATH": python_path},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIME_LIMIT_S,
+                check=False,
+            )
+            if done.returncode != 0 or not answer.exists():
+                return None, _notice(_last_line(done.stderr) or f"the interpreter ended with status {done.returncode}")
+            with np.load(answer, allow_pickle=False) as file:
+                quantized = bool(file["quantized"])
+                arrays = [file[f"output_{i}"] for i in range(len(file.files) - 1)]
+    except subprocess.TimeoutExpired:
+        return None, _notice(f"the interpreter took longer than {_TIME_LIMIT_S} s")
+    except (OSError, ValueError, KeyError) as error:
+        return None, _notice(str(error))
+    if len(arrays) != len(imported.outputs):
+        return None, _notice(f"the interpreter gives {len(arrays)} outputs, the model has {len(imported.outputs)}")
+    outputs = []
+    for array, spec in zip(arrays, imported.outputs, strict=True):
+        dtype = "uint16" if spec.dtype == "bfloat16" else spec.dtype
+        if array.shape != spec.shape or array.dtype.name != dtype:
+            found = f"{array.dtype.name} {list(array.shape)}"
+            return None, _notice(
+                f"for output '{spec.name}' the interpreter gives {found}, not {dtype} {list(spec.shape)}"
+            )
+        outputs.append(store(array, spec, _tolerance(spec, precision, quantized=quantized)))
+    return SelfTest(seed, tuple(outputs)), None
+
+
+def _notice(why: str) -> str:
+    return f"the artifact has no selftest: {why}"
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
+
+
+def main() -> int:
+    """Answer one request on standard input (JSON: path, inputs, seed) with the .npz file named as argument."""
+    from ingot.frontend.interface import TensorSpec
+
+    request = json.load(sys.stdin)
+    inputs = [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in request["inputs"]]
+    path = Path(request["path"])
+    arrays = expected_outputs(path, inputs, random_inputs(inputs, request["seed"]))
+    if arrays is None:
+        return 1
+    named = {f"output_{i}": a.view(np.uint16) if a.dtype.name == "bfloat16" else a for i, a in enumerate(arrays)}
+    np.savez(sys.argv[1], quantized=np.array(_source_is_quantized(path)), **named)  # type: ignore[arg-type]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

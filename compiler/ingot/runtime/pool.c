@@ -1,0 +1,166 @@
+/* pool.c: the threads of one model instance.
+ *
+ * The caller of `run` is thread 0; the others wait at their own gate. A job is one kernel, cut into contiguous equal
+ * parts. Nothing here allocates after rt_pool_start.
+ */
+
+#include <signal.h>
+#include <time.h>
+
+/* How long a waiting thread spins: longer than the gap between two kernels, shorter than a scheduler's time slice. */
+#define RT_SPIN_NS 100000
+
+/* Kernels keep at most a few KiB on the stack; a thread's static TLS and a signal frame with tiles must fit as well. */
+#define RT_STACK_BYTES ((size_t)1 << 20)
+
+static inline void rt_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* `yield` does nothing on most cores; this waits a few cycles */
+#elif defined(__arm__)
+    __asm__ volatile("yield" ::: "memory");
+#elif defined(__riscv)
+    __asm__ volatile(".4byte 0x0100000f" ::: "memory"); /* pause, a hint on cores without Zihintpause */
+#endif
+}
+
+static int64_t rt_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* ---- gates -------------------------------------------------------------------------------------------------- */
+
+static bool rt_gate_init(rt_gate *gate) {
+    atomic_init(&gate->value, 0);
+    atomic_init(&gate->asleep, 0);
+    return pthread_mutex_init(&gate->mutex, NULL) == 0 && pthread_cond_init(&gate->wake, NULL) == 0;
+}
+
+static void rt_gate_destroy(rt_gate *gate) {
+    pthread_cond_destroy(&gate->wake);
+    pthread_mutex_destroy(&gate->mutex);
+}
+
+static void rt_gate_wait(rt_gate *gate, unsigned wanted, bool spin) {
+    if (spin) {
+        int64_t start = rt_now_ns();
+        do {
+            for (int i = 0; i < 64; i++) {
+                if (atomic_load_explicit(&gate->value, memory_order_acquire) == wanted) return;
+                rt_pause();
+            }
+        } while (rt_now_ns() - start < RT_SPIN_NS);
+    }
+    /* Sequential consistency does the rest: either the waker sees `asleep`, or we see the new value. */
+    pthread_mutex_lock(&gate->mutex);
+    atomic_store(&gate->asleep, 1);
+    while (atomic_load(&gate->value) != wanted) pthread_cond_wait(&gate->wake, &gate->mutex);
+    atomic_store(&gate->asleep, 0);
+    pthread_mutex_unlock(&gate->mutex);
+}
+
+/* Call after changing the value. */
+static void rt_gate_wake(rt_gate *gate) {
+    if (!atomic_load(&gate->asleep)) return;
+    pthread_mutex_lock(&gate->mutex);
+    pthread_cond_signal(&gate->wake);
+    pthread_mutex_unlock(&gate->mutex);
+}
+
+/* ---- jobs --------------------------------------------------------------------------------------------------- */
+
+static void rt_pool_part(const rt_pool *pool, int32_t part) {
+    int32_t begin = (int32_t)((int64_t)pool->extent * part / pool->parts);
+    int32_t end = (int32_t)((int64_t)pool->extent * (part + 1) / pool->parts);
+    pool->step(pool->frame, begin, end);
+}
+
+static void *rt_worker_main(void *argument) {
+    rt_worker *worker = argument;
+    rt_pool *pool = worker->pool;
+    for (unsigned job = 1;; job++) {
+        rt_gate_wait(&worker->go, job, pool->spin);
+        if (pool->quit) return NULL;
+        rt_pool_part(pool, worker->index);
+        if (atomic_fetch_sub(&pool->done.value, 1) == 1) rt_gate_wake(&pool->done);
+    }
+}
+
+static void rt_pool_open(rt_pool *pool, int32_t workers) {
+    for (int32_t i = 0; i < workers; i++) {
+        atomic_fetch_add(&pool->workers[i].go.value, 1);
+        rt_gate_wake(&pool->workers[i].go);
+    }
+}
+
+static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t extent, int32_t grain) {
+    rt_pool *pool = frame->pool;
+    int32_t parts = extent / grain;
+    if (parts > pool->threads) parts = pool->threads;
+    if (parts < 2) {
+        step(frame, 0, extent);
+        return;
+    }
+    pool->step = step;
+    pool->frame = frame;
+    pool->extent = extent;
+    pool->parts = parts;
+    atomic_store(&pool->done.value, (unsigned)parts - 1);
+    rt_pool_open(pool, parts - 1);
+    rt_pool_part(pool, 0);
+    rt_gate_wait(&pool->done, 0, pool->spin);
+}
+
+/* ---- life --------------------------------------------------------------------------------------------------- */
+
+static void rt_pool_stop(rt_pool *pool) {
+    if (pool->pid != getpid()) return; /* made before a fork: its threads live in the other process */
+    if (pool->started == 0) return;
+    pool->quit = true;
+    rt_pool_open(pool, pool->started);
+    for (int32_t i = 0; i < pool->started; i++) {
+        pthread_join(pool->workers[i].thread, NULL);
+        rt_gate_destroy(&pool->workers[i].go);
+    }
+    rt_gate_destroy(&pool->done);
+    pool->started = 0;
+}
+
+/* Starts threads - 1 workers. Also used in the child after a fork: whatever state the parent's threads left in the
+ * gates is overwritten, never locked. */
+static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, size_t error_size) {
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int failure = 0;
+    pool->threads = threads;
+    pool->started = 0;
+    pool->pid = getpid();
+    pool->quit = false;
+    pool->spin = threads <= rt_cpu_count();
+    if (threads < 2) return INGOT_OK;
+    if (!rt_gate_init(&pool->done) || pthread_attr_init(&attributes) != 0)
+        return rt_fail(error, error_size, INGOT_ERR_THREADS, "the thread pool could not be set up");
+    pthread_attr_setstacksize(&attributes, RT_STACK_BYTES);
+    /* The program's signal handlers run on the program's own threads. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (int32_t i = 0; i < threads - 1 && !failure; i++) {
+        rt_worker *worker = &pool->workers[i];
+        worker->pool = pool;
+        worker->index = i + 1;
+        failure = ENOMEM;
+        if (rt_gate_init(&worker->go))
+            failure = pthread_create(&worker->thread, &attributes, rt_worker_main, worker);
+        pool->started += !failure;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    if (!failure) return INGOT_OK;
+    int32_t got = pool->started;
+    rt_pool_stop(pool);
+    return rt_fail(error, error_size, INGOT_ERR_THREADS, "thread %d of %d could not be started (errno %d)",
+                   (int)got + 2, (int)threads, failure);
+}

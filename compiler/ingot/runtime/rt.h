@@ -1,0 +1,98 @@
+/* rt.h: what the runtime's files and the generated entry.c share.
+ *
+ * entry.c includes this header, defines the model (below), then includes cpu.c, pool.c, model.c and selftest.c: one
+ * translation unit with everything static, so that an artifact exports one symbol and any number of artifacts link
+ * into one program. entry.c defines
+ *
+ *   RT_INSTANCE_BYTES   room for struct ingot_model at the start of an instance's memory
+ *   RT_ARENA_BYTES      the intermediate tensors, right behind it
+ *   RT_INPUTS, RT_OUTPUTS
+ *   RT_HAS_SELFTEST     1 if RT_SELFTEST_SEED, rt_expected[RT_OUTPUTS] and rt_expected_data exist
+ *   rt_info             names, shapes, target, sizes
+ *   rt_weights          where the weights lie (a pointer, filled in by the dynamic loader)
+ *   rt_forward          one inference: calls the steps in order
+ */
+#ifndef INGOT_RT_H
+#define INGOT_RT_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1 /* sched_getaffinity, syscall */
+#endif
+
+#include "ingot.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/types.h>
+
+/* Values that different threads write lie this far apart. */
+#define RT_LINE INGOT_MEMORY_ALIGNMENT
+
+struct rt_pool;
+
+/* What a step works on. Kernels find their tensors at fixed offsets from these four. */
+typedef struct rt_frame {
+    const uint8_t *weights;
+    uint8_t *arena;
+    const ingot_tensor *inputs;
+    const ingot_tensor *outputs;
+    struct rt_pool *pool;
+} rt_frame;
+
+/* One kernel call: computes the parallel iterations [begin, end). */
+typedef void rt_step(const rt_frame *frame, int32_t begin, int32_t end);
+
+/* Runs step over [0, extent), in parallel where each thread gets at least `grain` iterations. */
+static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t extent, int32_t grain);
+
+/* A value one thread waits for: it spins for a moment, then sleeps. */
+typedef struct rt_gate {
+    atomic_uint value;
+    atomic_uint asleep;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+} rt_gate;
+
+typedef struct rt_worker {
+    _Alignas(RT_LINE) rt_gate go; /* its value counts the jobs posted to this worker */
+    pthread_t thread;
+    struct rt_pool *pool;
+    int32_t index;
+} rt_worker;
+
+typedef struct rt_pool {
+    int32_t threads; /* the calling thread is one of them */
+    int32_t started; /* workers that run, at most threads - 1 */
+    pid_t pid;       /* the process they run in: a fork leaves none behind */
+    bool spin;
+    bool quit;
+    /* The job: written by the caller before it opens the gates, read by the workers that take part. */
+    rt_step *step;
+    const rt_frame *frame;
+    int32_t extent;
+    int32_t parts;
+    _Alignas(RT_LINE) rt_gate done; /* its value counts the workers still busy */
+    rt_worker workers[INGOT_MAX_THREADS - 1];
+} rt_pool;
+
+/* Every stride-th element of one output of the selftest, as stored behind rt_expected_data. */
+typedef struct rt_expected_output {
+    uint64_t offset; /* bytes */
+    uint64_t count;
+    uint64_t stride;
+    double tolerance;
+} rt_expected_output;
+
+/* Writes a message (cut at a whole UTF-8 character) and returns status, so that callers can `return rt_fail(...)`. */
+static ingot_status rt_fail(char *text, size_t size, ingot_status status, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+static ingot_status rt_check_cpu(char *error, size_t error_size);
+static int32_t rt_cpu_count(void);
+static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, size_t error_size);
+static void rt_pool_stop(rt_pool *pool);
+
+#endif /* INGOT_RT_H */
