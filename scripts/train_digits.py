@@ -60,7 +60,8 @@ class Network:
 
     def __init__(self, rng: np.random.Generator) -> None:
         def he(*shape: int) -> Array:
-            return (rng.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:]))).astype(np.float32)
+            w: Array = (rng.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:]))).astype(np.float32)
+            return w
 
         self.weights: dict[str, Array] = {
             "conv1.weight": he(16, 1, 3, 3),
