@@ -170,6 +170,8 @@ make_environment() {
     printf '%s\n%s\n' "$key" "${host_facts%%|*}" >"$stamp"
 }
 
+is_ready() { [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$1" ] && "$python" -c '' 2>/dev/null; }
+
 set_up() {
     local key rest
     check_system
@@ -178,14 +180,12 @@ set_up() {
     check_libc "${rest%%|*}"
     unset PYTHONHOME PYTHONPATH
     key="$(sha256sum <"$repo/pyproject.toml" | cut -c1-64) ${host_facts%%|*} $repo"
-    if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$key" ] && "$python" -c '' 2>/dev/null; then
-        return
-    fi
+    if is_ready "$key"; then return; fi
     mkdir -p "${log%/*}"
     # Two scripts started at once must not build the same environment: the second waits for the first.
     exec 9>"$repo/build/setup.lock"
     if command -v flock >/dev/null 2>&1; then flock 9; fi
-    if [ ! -f "$stamp" ] || [ "$(head -n 1 "$stamp")" != "$key" ]; then
+    if ! is_ready "$key"; then
         : >"$log"
         say "setting up ingot in $venv (once; details in $log)"
         rest=${rest#*|}
