@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ingot.frontend.interface import Imported
-    from ingot.packager.program import Program
+    from ingot.program import Program
     from ingot.target import Target
 
 

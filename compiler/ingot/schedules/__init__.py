@@ -1,0 +1,1 @@
+"""Schedules: one file per operator family, each turning (TIR, config) into scheduled TIR."""

@@ -1,0 +1,134 @@
+"""Scheduled kernels to machine code: TVM's TIR passes, then LLVM, to one relocatable object.
+
+TVM's own `build` makes functions of its packed ABI, which check arguments at run time and allocate on the heap. Here
+the same passes run without the packing: a kernel is `void f(T *..., int32_t begin, int32_t end)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import s_tir, tirx
+from tvm.ir.transform import Sequential
+
+from ingot.errors import CompilerError, ToolchainError
+from ingot.target import Target
+
+# Stack memory of one kernel: a thread's stack is at least 128 KiB (musl's default).
+MAX_STACK_BYTES = 64 * 1024
+
+
+def _range_of_task(loop: Any, begin: Any, end: Any) -> Any:  # noqa: ANN401 - TIR statements
+    """Return the parallel loop as a serial one over [begin, end)."""
+    dtype = str(loop.loop_var.ty.dtype)
+    lower, upper = begin.astype(dtype), end.astype(dtype)
+    return tirx.For(loop.loop_var, lower, upper - lower, tirx.ForKind.SERIAL, loop.body)
+
+
+def _take_range(statement: Any, begin: Any, end: Any) -> Any:  # noqa: ANN401 - TIR statements
+    """Replace the outermost parallel loop; there is at most one in a kernel."""
+    if isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL:
+        return _range_of_task(statement, begin, end)
+    if isinstance(statement, tirx.SeqStmt):
+        return tirx.SeqStmt([_take_range(item, begin, end) for item in statement.seq])
+    if isinstance(statement, tirx.AttrStmt):
+        body = _take_range(statement.body, begin, end)
+        return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
+    return statement
+
+
+@tvm.transform.module_pass(opt_level=0, name="ingot.TaskRange")
+def _task_range(module: Any, _: Any) -> Any:  # noqa: ANN401
+    functions = {}
+    for gvar, function in module.functions.items():
+        begin, end = function.params[-2], function.params[-1]
+        functions[gvar] = function.with_body(_take_range(function.body, begin, end))
+    return tvm.IRModule(functions)
+
+
+@tvm.transform.module_pass(opt_level=0, name="ingot.StackLimit")
+def _stack_limit(module: Any, _: Any) -> Any:  # noqa: ANN401
+    for gvar, function in module.functions.items():
+        total = _stack_bytes(function.body)
+        if total > MAX_STACK_BYTES:
+            raise CompilerError(
+                "a kernel needs too much stack",
+                where=str(gvar.name_hint),
+                found=f"{total} bytes",
+                allowed=f"at most {MAX_STACK_BYTES}",
+            )
+    return module
+
+
+def _stack_bytes(statement: Any) -> int:  # noqa: ANN401
+    if isinstance(statement, tirx.AllocBuffer):
+        dtype = statement.buffer.dtype
+        bits = int(dtype.bits) * int(getattr(dtype, "lanes", 1))
+        return int(np.prod([int(d) for d in statement.buffer.shape], dtype=np.int64)) * bits // 8
+    if isinstance(statement, tirx.SeqStmt):
+        return sum(_stack_bytes(item) for item in statement.seq)
+    if isinstance(statement, tirx.For | tirx.AttrStmt):
+        return _stack_bytes(statement.body)
+    if isinstance(statement, tirx.IfThenElse):
+        return _stack_bytes(statement.then_case)
+    return 0
+
+
+def _passes(target: Any) -> Any:  # noqa: ANN401
+    return Sequential(
+        [
+            tirx.transform.BindTarget(target.with_host(target)),
+            s_tir.transform.CanonicalizeLoop(),
+            s_tir.transform.LowerInitBlock(),
+            s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+            s_tir.transform.ConvertBlocksToOpaque(),
+            s_tir.transform.CompactBufferAllocation(),
+            s_tir.transform.LowerMatchBuffer(),
+            s_tir.transform.StmtSimplify(),
+            s_tir.transform.LowerOpaqueBlock(),
+            _task_range,
+            tirx.transform.FlattenBuffer(),
+            tirx.transform.BF16ComputeLegalize(),
+            tirx.transform.NarrowDataType(32),
+            s_tir.transform.LoopPartition(),
+            tirx.transform.VectorizeLoop(True),
+            tirx.transform.StorageRewrite(),
+            _stack_limit,
+            s_tir.transform.HoistIfThenElse(),
+            tirx.transform.UnrollLoop(),
+            s_tir.transform.RenormalizeSplitPattern(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            s_tir.transform.RewriteUnsafeSelect(),
+            tirx.transform.CommonSubexprElim(),
+            tirx.transform.BF16StorageLegalize(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )
+
+
+def generate_object(functions: dict[str, Any], target: Target) -> tuple[bytes, str]:
+    """Compile raw-pointer PrimFuncs (by symbol) to one relocatable ELF object; return it and its LLVM IR.
+
+    Raises ToolchainError if this TVM was built without LLVM for the target's architecture.
+    """
+    import tempfile
+    from pathlib import Path
+
+    build = tvm.get_global_func("target.build.llvm", allow_missing=True)
+    if build is None:
+        raise ToolchainError(
+            "this apache-tvm has no LLVM code generator",
+            hint="reinstall the pinned apache-tvm wheel: pip install --force-reinstall ingot",
+        )
+    llvm_target = tvm.target.Target(target.llvm())
+    module = tvm.IRModule({symbol: functions[symbol] for symbol in sorted(functions)})
+    with tvm.transform.PassContext(opt_level=3):
+        module = _passes(llvm_target)(module)
+        built = build(module, llvm_target)
+    with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
+        path = Path(folder) / "kernels.o"
+        built.write_to_file(str(path))
+        return path.read_bytes(), str(built.inspect_source("ll"))

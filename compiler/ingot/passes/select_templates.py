@@ -1,0 +1,105 @@
+"""Turn the operators that have a template into PrimFuncs with packed constant weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax, te
+
+from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
+from ingot.passes.state import State
+from ingot.schedules import conv2d, depthwise
+from ingot.target import Target
+
+# FuseOps' pattern kind of an operator whose output may be followed by elementwise operators in one kernel.
+_OUT_ELEMENTWISE_FUSABLE = 4
+
+
+def select_templates(state: State) -> State:
+    """Turn the operators that have a template into PrimFuncs with packed constant weights.
+
+    Case 1: conv2d (NHWC, OHWI, one group, constant weights): `schedules.conv2d`.
+    Case 2: depthwise conv2d (groups = channels = outputs): `schedules.depthwise`.
+    Case 3: matmul with a constant 2-D right-hand side: `schedules.conv2d` as a 1x1 convolution.
+    All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
+    """
+    target = state.target
+    macs = 0
+
+    def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+        nonlocal macs
+        name = op_name(call)
+        if name == "relax.nn.conv2d":
+            result, count = _conv2d(rewriter, call, args, target)
+        elif name == "relax.matmul":
+            result, count = _matmul(rewriter, call, args, target)
+        else:
+            return None
+        macs += count
+        return result
+
+    return rewrite(state, visit).having(macs=macs)
+
+
+def _call(rewriter: Rewriter, name: str, tensors: list[Any], args: list[Any], ty: Any) -> Any:  # noqa: ANN401
+    function = te.create_prim_func(tensors, index_dtype_override="int64").with_attr("op_pattern", _OUT_ELEMENTWISE_FUSABLE)
+    function = function.with_attr("tirx.noalias", True)
+    gvar = rewriter.builder.add_func(function, name)
+    return relax.call_tir(gvar, relax.Tuple(args), ty)
+
+
+def _conv2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> tuple[Any, int]:  # noqa: ANN401
+    """Cases 1 and 2."""
+    attrs, weight = call.attrs, rewriter.weight(args[1])
+    batch, height, width, channels = shape_of(args[0])
+    out_channels, kh, kw, _ = shape_of(args[1])
+    groups = int(attrs.groups)
+    common: dict[str, Any] = {
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "kernel": (kh, kw),
+        "strides": tuple(int(v) for v in attrs.strides),
+        "padding": tuple(int(v) for v in attrs.padding),
+        "dilation": tuple(int(v) for v in attrs.dilation),
+        "dtype": dtype_of(call),
+    }
+    positions = 1
+    for dim in shape_of(call)[:3]:
+        positions *= dim
+    count = positions * out_channels * kh * kw * (channels // groups)
+    if weight is None or dtype_of(args[0]) != dtype_of(call) or dtype_of(args[1]) != dtype_of(call):
+        return None, count
+    base = str(getattr(args[1], "name", "weight"))
+    if groups == 1:
+        workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
+        config = conv2d.default_config(workload, target)
+        packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(weight, config.block))
+        tensors = conv2d.compute(workload, config)
+        return _call(rewriter, "conv2d", tensors, [args[0], packed], call.ty), count
+    if groups == channels == out_channels:
+        depth = depthwise.DepthwiseWorkload(channels=channels, **common)
+        depth_config = depthwise.default_config(depth, target)
+        packed = rewriter.add_weight(f"{base}_packed", depthwise.pack_weight(weight))
+        tensors = depthwise.compute(depth, depth_config)
+        return _call(rewriter, "depthwise_conv2d", tensors, [args[0], packed], call.ty), count
+    return None, count
+
+
+def _matmul(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> tuple[Any, int]:  # noqa: ANN401
+    """Case 3."""
+    weight = rewriter.weight(args[1])
+    lead, k, n = shape_of(args[0])[:-1], shape_of(args[0])[-1], shape_of(args[1])[-1]
+    out = shape_of(call)
+    count = k
+    for dim in out:
+        count *= dim
+    if weight is None or weight.ndim != 2 or not lead or dtype_of(args[0]) != dtype_of(call):
+        return None, count
+    workload = conv2d.MatmulWorkload(lead, k, n, dtype_of(call))
+    config = conv2d.default_config(workload.as_conv(), target)
+    ohwi = weight.T.reshape(n, 1, 1, k)
+    base = str(getattr(args[1], "name", "weight"))
+    packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(ohwi, config.block))
+    tensors = conv2d.compute_matmul(workload, config)
+    return _call(rewriter, "matmul", tensors, [args[0], packed], call.ty), count

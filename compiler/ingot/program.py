@@ -1,0 +1,89 @@
+"""The lowered program: everything the packager needs, and nothing of TVM.
+
+The passes end here. A `Program` is plain data: which kernels exist, in which order they are called, on which
+buffers, and where those buffers lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Place = Literal["input", "output", "weight", "arena"]
+
+
+@dataclass(frozen=True)
+class BufferRef:
+    """Where an argument of a kernel lies.
+
+    `index` is the position among the model's inputs or outputs for those places, else 0. `offset` is in bytes: into
+    the weights blob, into the arena, or into the input or output tensor.
+    """
+
+    place: Place
+    index: int = 0
+    offset: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Param:
+    """One pointer parameter of a kernel: its element dtype (numpy name) and whether the kernel only reads it."""
+
+    dtype: str
+    readonly: bool
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function in the kernels' object: `void symbol(T0 *, ..., int32_t begin, int32_t end)`.
+
+    `extent` is the number of independent parallel iterations; 1 means the kernel runs on one thread. `grain` is the
+    fewest iterations worth giving to a thread.
+    """
+
+    symbol: str
+    params: tuple[Param, ...]
+    extent: int
+    grain: int = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call of the schedule. `label` names the source operators, for people who read entry.c."""
+
+    kernel: Kernel
+    args: tuple[BufferRef, ...]
+    label: str
+
+
+@dataclass(frozen=True)
+class CopyStep:
+    """A plain memory copy, for an output that is an input, a weight or another output unchanged."""
+
+    source: BufferRef
+    destination: BufferRef
+    bytes: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A whole lowered model. `objects` holds relocatable ELF objects with all kernels; `llvm_ir` their LLVM text."""
+
+    steps: tuple[Step | CopyStep, ...]
+    objects: tuple[bytes, ...]
+    weights: bytes
+    arena_bytes: int
+    macs: int
+    llvm_ir: str = field(repr=False, default="")
+    relax: str = field(repr=False, default="")
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The distinct kernels, in order of first use."""
+        seen: dict[str, Kernel] = {}
+        for step in self.steps:
+            if isinstance(step, Step):
+                seen.setdefault(step.kernel.symbol, step.kernel)
+        return tuple(seen.values())

@@ -1,0 +1,93 @@
+"""Choosing and applying the schedule of one fused function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import s_tir, tirx
+
+from ingot.errors import CompilerError
+from ingot.schedules import conv2d, depthwise, generic
+from ingot.target import Target
+
+
+@dataclass(frozen=True)
+class Template:
+    """A family with a template: how to read its config back from the block, and how to schedule it."""
+
+    config: type
+    schedule: Callable[[Any, Any, Any, Any, Target], None]
+
+
+TEMPLATES: dict[str, Template] = {
+    "conv2d": Template(conv2d.TileConfig, conv2d.schedule),
+    "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule),
+}
+
+
+def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - PrimFuncs
+    """Return the fused PrimFunc scheduled for `target`.
+
+    Every top-level loop nest of the result begins with a loop marked parallel (or is a scalar statement), and nests
+    follow one another in dependence order.
+    """
+    sch = s_tir.Schedule(function)
+    anchor = _find_anchor(sch)
+    keep: set[str] = set()
+    if anchor is not None:
+        keep = {str(sch.get(anchor).name_hint), "padded"}
+    generic.inline_producers(sch, keep)
+    if anchor is not None:
+        _schedule_anchor(sch, anchor, target)
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        if _is_scheduled(sch, block):
+            continue
+        if generic.is_reduction(sch, block):
+            generic.schedule_reduction(sch, block, target)
+        else:
+            generic.schedule_elementwise(sch, block, target)
+    return sch.mod["main"]
+
+
+def _is_scheduled(sch: Any, block: Any) -> bool:  # noqa: ANN401
+    """Say whether the block lies in a loop nest that already is parallel."""
+    loops = sch.get_loops(block)
+    return bool(loops) and int(sch.get(loops[0]).kind) == int(tirx.ForKind.PARALLEL)
+
+
+def _find_anchor(sch: Any) -> Any:  # noqa: ANN401
+    anchors = [
+        block
+        for block in sch.get_child_blocks(sch.get_sblock("root"))
+        if "ingot.template" in sch.get(block).annotations
+    ]
+    if len(anchors) > 1:
+        names = ", ".join(str(sch.get(block).name_hint) for block in anchors)
+        raise CompilerError("a fused function holds two templates", found=names, allowed="one")
+    return anchors[0] if anchors else None
+
+
+def _schedule_anchor(sch: Any, anchor: Any, target: Target) -> None:  # noqa: ANN401
+    """Apply the anchor's template to it, its patch of input and the block that stores its result."""
+    node = sch.get(anchor)
+    template = TEMPLATES[str(node.annotations["ingot.template"])]
+    config = parse_config(template.config, str(node.annotations["ingot.config"]))
+    sch.unannotate(anchor, "ingot.template")
+    sch.unannotate(anchor, "ingot.config")
+    sch.unannotate(anchor, "ingot.name")
+    (output,) = sch.get_consumers(anchor)
+    template.schedule(sch, anchor, output, config, target)
+
+
+def parse_config(config: type, text: str) -> Any:  # noqa: ANN401 - a frozen dataclass of ints
+    """Read back a config dataclass of integers from its repr, e.g. "TileConfig(pixels=14, block=32, unroll=4)"."""
+    head, _, body = text.rstrip(")").partition("(")
+    if head != config.__name__:
+        raise CompilerError("a template's config has another type", found=head, allowed=config.__name__)
+    fields = (item.split("=") for item in body.split(",") if item.strip())
+    return config(**{key.strip(): int(value) for key, value in fields})
+
+
+__all__ = ["TEMPLATES", "Template", "parse_config", "schedule_function"]

@@ -1,0 +1,120 @@
+"""Depthwise convolution: every channel with its own small window; channels are the vector lanes.
+
+Weights are packed as [KH][KW][C]. One tile computes `pixels` neighbouring positions of `block` channels in registers,
+with the window unrolled, so that each weight vector is loaded once a tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te
+
+from ingot.schedules.padding import copy_patch, pad_nhwc
+from ingot.schedules.vector import annotate_block, ceil_div, lanes_for, registers
+from ingot.target import Target
+
+
+@dataclass(frozen=True)
+class DepthwiseWorkload:
+    """A depthwise convolution, NHWC, multiplier 1. `padding` is (top, left, bottom, right)."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    dtype: str
+
+    @property
+    def out_height(self) -> int:
+        """Return the output's height."""
+        span = (self.kernel[0] - 1) * self.dilation[0] + 1
+        return (self.height + self.padding[0] + self.padding[2] - span) // self.strides[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Return the output's width."""
+        span = (self.kernel[1] - 1) * self.dilation[1] + 1
+        return (self.width + self.padding[1] + self.padding[3] - span) // self.strides[1] + 1
+
+    @property
+    def macs(self) -> int:
+        """Return the multiply-accumulates of one inference."""
+        return self.batch * self.out_height * self.out_width * self.channels * self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class DepthwiseConfig:
+    """The register tile: `pixels` output positions x `block` channels of `lanes` each."""
+
+    pixels: int
+    block: int
+    lanes: int
+
+
+def default_config(workload: DepthwiseWorkload, target: Target) -> DepthwiseConfig:
+    """Return a tile whose accumulators and one weight vector fit the register file."""
+    lanes = lanes_for(target, workload.dtype, workload.channels)
+    block = lanes * 2 if workload.channels % (lanes * 2) == 0 else lanes
+    limit = max(1, (registers(target).count - 4) // (block // lanes) // 2)
+    widths = range(max(1, min(limit, 7) // 2), min(limit, 7) + 1)
+    pixels = min(widths, key=lambda w: (ceil_div(workload.out_width, w) * w, -w))
+    return DepthwiseConfig(pixels=pixels, block=block, lanes=lanes)
+
+
+def pack_weight(weight: np.ndarray) -> np.ndarray:
+    """Pack OHWI weights with I = 1 to [KH][KW][C]."""
+    return np.ascontiguousarray(weight[:, :, :, 0].transpose(1, 2, 0))
+
+
+def compute(workload: DepthwiseWorkload, config: DepthwiseConfig) -> list[Any]:
+    """Return the TE tensors [data NHWC, packed weight, output NHWC]."""
+    w = workload
+    kh, kw = w.kernel
+    (sh, sw), (dh, dw) = w.strides, w.dilation
+    data = te.placeholder((w.batch, w.height, w.width, w.channels), w.dtype, name="data")
+    weight = te.placeholder((kh, kw, w.channels), w.dtype, name="weight")
+    tiled = ceil_div(w.out_width, config.pixels) * config.pixels
+    need_h = (w.out_height - 1) * sh + (kh - 1) * dh + 1
+    need_w = (tiled - 1) * sw + (kw - 1) * dw + 1
+    source = pad_nhwc(data, w.padding[0], w.padding[1], need_h, need_w)
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+    conv = te.compute(
+        (w.batch, w.out_height, tiled, w.channels),
+        lambda n, y, x, c: te.sum(
+            source[n, y * sh + ry * dh, x * sw + rx * dw, c] * weight[ry, rx, c], axis=[ry, rx]
+        ),
+        name="depthwise",
+        attrs=annotate_block("depthwise", "depthwise", config),
+    )
+    shape = (w.batch, w.out_height, w.out_width, w.channels)
+    return [data, weight, te.compute(shape, lambda n, y, x, c: conv[n, y, x, c], name="depthwise_out")]
+
+
+def schedule(sch: Any, anchor: Any, output: Any, config: DepthwiseConfig, target: Target) -> None:  # noqa: ANN401
+    """Schedule the tile; the block between `anchor` and `output` has been inlined."""
+    n, y, x, c = sch.get_loops(output)
+    x_tiles, x_inner = sch.split(x, [None, config.pixels])
+    c_tiles, c_registers, c_lanes = sch.split(c, [None, config.block // config.lanes, config.lanes])
+    sch.reorder(n, y, x_tiles, c_tiles, x_inner, c_registers, c_lanes)
+    task = sch.fuse(n, y)
+    sch.compute_at(anchor, c_tiles, preserve_unit_loops=True)
+    sch.vectorize(c_lanes)
+    sch.unroll(c_registers)
+    sch.unroll(x_inner)
+    *_, px, channel, ry, rx = sch.get_loops(anchor)
+    w_registers, w_lanes = sch.split(channel, [None, config.lanes])
+    sch.reorder(ry, rx, px, w_registers, w_lanes)
+    sch.parallel(task)
+    sch.set_scope(anchor, 0, "global")
+    sch.vectorize(w_lanes)
+    for loop in (px, w_registers, rx):
+        sch.unroll(loop)
+    sch.decompose_reduction(anchor, ry)
+    copy_patch(sch, c_tiles, target)

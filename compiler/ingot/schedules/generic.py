@@ -1,0 +1,149 @@
+"""Rule-based schedules for everything without a template: inline, fuse, vectorise, run in parallel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.s_tir.schedule import ScheduleError
+
+from ingot.schedules.vector import lanes_for, registers
+from ingot.target import Target
+
+# A local buffer up to this size may live on the stack of the thread that computes it.
+STACK_BYTES = 16 * 1024
+# Unrolled accumulators of a reduction without a template.
+REDUCTION_VECTORS = 4
+
+
+def is_reduction(sch: Any, block: Any) -> bool:  # noqa: ANN401
+    """Say whether the block has a reduction axis."""
+    return any(int(var.iter_type) == 2 for var in sch.get(block).iter_vars)
+
+
+def inline_producers(sch: Any, keep: set[str]) -> None:  # noqa: ANN401
+    """Inline every elementwise block that is not an output or in `keep` (by name) into its readers.
+
+    A block with several readers, or read by a reduction, is computed again by each reader; that is done only if it
+    holds no call (exp, tanh, ...).
+    """
+    outputs = {str(sch.get(block).name_hint) for block in sch.get_output_blocks(sch.get_sblock("root"))}
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        node = sch.get(block)
+        name = str(node.name_hint)
+        if name in outputs or name in keep or is_reduction(sch, block):
+            continue
+        consumers = sch.get_consumers(block)
+        repeated = len(consumers) > 1 or any(is_reduction(sch, reader) for reader in consumers)
+        if repeated and _is_expensive(node):
+            continue
+        try:
+            sch.compute_inline(block)
+        except ScheduleError:
+            continue  # an opaque block: it stays a loop nest of its own
+
+
+def _is_expensive(node: Any) -> bool:  # noqa: ANN401
+    text = str(node.body)
+    return any(word in text for word in ("T.exp", "T.tanh", "T.erf", "T.sigmoid", "T.log", "T.pow", "T.sqrt"))
+
+
+def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa: ANN401
+    """Schedule a loop nest without reduction: outer loops in parallel, the contiguous one vectorised."""
+    loops = sch.get_loops(block)
+    if not loops:
+        return
+    node = sch.get(block)
+    out = node.writes[0].source
+    innermost = int(sch.get(loops[-1]).extent)
+    flat = all([int(d) for d in region.source.shape] == [int(d) for d in out.shape] for region in node.reads)
+    dtype = str(out.dtype)
+    lanes = lanes_for(target, dtype, innermost)
+    if lanes < 4 and flat:
+        fused = sch.fuse(*loops)
+        loops = [fused]
+        lanes = lanes_for(target, dtype, int(sch.get(fused).extent))
+    last = loops[-1]
+    if lanes > 1:
+        outer, inner = sch.split(last, [None, lanes])
+        sch.vectorize(inner)
+        last = outer
+    task = sch.fuse(*loops[:-1], last) if len(loops) > 1 else last
+    if lanes > 1 or len(loops) == 1:
+        total = int(sch.get(task).extent)
+        chunk = _chunk(total)
+        if chunk > 1:
+            task, _ = sch.split(task, [None, chunk])
+    sch.parallel(task)
+
+
+def _chunk(total: int) -> int:
+    """Return how many iterations one parallel step takes: a divisor of `total` near 64."""
+    return max(d for d in range(1, 65) if total % d == 0)
+
+
+def schedule_reduction(sch: Any, block: Any, target: Target) -> None:  # noqa: ANN401
+    """Schedule a reduction: a register tile over the contiguous output axis, the reduction around it.
+
+    With no output axis to vectorise (a sum over the last dimension) the reduction stays scalar and in order.
+    """
+    loops = sch.get_loops(block)
+    kinds = [int(var.iter_type) for var in sch.get(block).iter_vars]
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != 2]
+    reduction = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
+    if not spatial:
+        task = sch.add_unit_loop(block)
+        sch.parallel(task)
+        sch.decompose_reduction(block, reduction[0])
+        return
+    node = sch.get(block)
+    dtype = str(node.writes[0].source.dtype)
+    *lead, last = spatial
+    extent = int(sch.get(last).extent)
+    lanes = lanes_for(target, dtype, extent)
+    if len(loops) != len(kinds) or lanes == 1 or not _reads_contiguously(node):
+        task = sch.fuse(*spatial)
+        sch.parallel(task)
+        sch.decompose_reduction(block, reduction[0])
+        return
+    vectors = max(v for v in (1, 2, REDUCTION_VECTORS) if extent % (lanes * v) == 0)
+    last_outer, last_vectors, last_lanes = sch.split(last, [None, vectors, lanes])
+    tile = [last_vectors, last_lanes]
+    rows = None
+    if lead and _rows_share_operand(node) and registers(target).count >= 32:
+        height = int(sch.get(lead[-1]).extent)
+        factor = max(f for f in (1, 2, 4) if height % f == 0)
+        if factor > 1:
+            row_outer, rows = sch.split(lead[-1], [None, factor])
+            lead = [*lead[:-1], row_outer]
+            tile = [rows, *tile]
+    sch.reorder(*lead, last_outer, *reduction, *tile)
+    task = sch.fuse(*lead, last_outer)
+    sch.parallel(task)
+    copy = sch.cache_write(block, 0, "global")
+    sch.reverse_compute_at(copy, task)
+    sch.vectorize(last_lanes)
+    for loop in tile[:-1]:
+        sch.unroll(loop)
+    *_, copy_last = sch.get_loops(copy)
+    _, copy_lanes = sch.split(copy_last, [None, lanes])
+    sch.vectorize(copy_lanes)
+    sch.decompose_reduction(block, reduction[0])
+
+
+def _reads_contiguously(node: Any) -> bool:  # noqa: ANN401
+    """Say whether some read's last index is the block's last spatial axis."""
+    spatial = [var.var for var in node.iter_vars if int(var.iter_type) != 2]
+    last = spatial[-1]
+    return any(
+        region.region and region.region[-1].min.same_as(last) for region in node.reads if len(region.region) > 0
+    )
+
+
+def _rows_share_operand(node: Any) -> bool:  # noqa: ANN401
+    """Say whether some read does not depend on the second-last spatial axis (as in a matrix product)."""
+    spatial = [var.var for var in node.iter_vars if int(var.iter_type) != 2]
+    if len(spatial) < 2:
+        return False
+    row = spatial[-2]
+    reads = [region for region in node.reads if not region.source.same_as(node.writes[0].source)]
+    return any(all(not axis.min.same_as(row) for axis in region.region) for region in reads) and len(reads) > 1

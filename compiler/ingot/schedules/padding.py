@@ -1,0 +1,61 @@
+"""Zero padding for windowed operators: each tile copies the patch it reads, zeros included, next to the core.
+
+A patch is a few kilobytes, stays in the first-level cache and is read KH * KW * (channels of the tile) times, so the
+copy costs about one percent of the arithmetic; a padded copy of the whole image would cost a pass over memory and its
+size in the arena.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import te, tirx
+
+from ingot.schedules.vector import DTYPE_BYTES, lanes_for
+from ingot.target import Target
+
+# A patch lives on the stack of the thread that computes the tile; a larger one is a padded image in the arena.
+PATCH_BYTES = 32 * 1024
+
+
+def pad_nhwc(data: Any, top: int, left: int, height: int, width: int) -> Any:  # noqa: ANN401 - TE tensors
+    """Return `data` (NHWC) moved down by `top` and right by `left` into zeros of `height` x `width`.
+
+    Returns `data` itself if nothing moves and it is already at least that large: a window then never reads past it.
+    """
+    n, old_height, old_width, channels = (int(d) for d in data.shape)
+    if top == 0 and left == 0 and height <= old_height and width <= old_width:
+        return data
+    zero = tirx.const(0, str(data.dtype))
+
+    def padded(b: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+        inside = te.all(y >= top, y < old_height + top, x >= left, x < old_width + left)
+        return te.if_then_else(inside, data[b, y - top, x - left, c], zero)
+
+    return te.compute((n, height, width, channels), padded, name="padded")
+
+
+def copy_patch(sch: Any, loop: Any, target: Target) -> None:  # noqa: ANN401
+    """Compute the block "padded", if there is one, below `loop`, when the patch fits the stack.
+
+    Otherwise the block stays a loop nest of its own, for the caller's caller to schedule.
+    """
+    blocks = [b for b in sch.get_child_blocks(sch.get_sblock("root")) if str(sch.get(b).name_hint) == "padded"]
+    if not blocks:
+        return
+    trial = sch.copy()
+    trial.compute_at(blocks[0], loop, preserve_unit_loops=True)
+    depth = len(trial.get_loops(blocks[0])) - 4
+    extents = [int(trial.get(item).extent) for item in trial.get_loops(blocks[0])[depth:]]
+    size = DTYPE_BYTES[str(trial.get(blocks[0]).writes[0].source.dtype)]
+    for extent in extents:
+        size *= extent
+    if size > PATCH_BYTES:
+        return
+    sch.compute_at(blocks[0], loop, preserve_unit_loops=True)
+    sch.set_scope(blocks[0], 0, "global")
+    *_, channels = sch.get_loops(blocks[0])
+    lanes = lanes_for(target, str(sch.get(blocks[0]).writes[0].source.dtype), extents[-1])
+    if lanes > 1:
+        _, inner = sch.split(channels, [None, lanes])
+        sch.vectorize(inner)

@@ -1,0 +1,60 @@
+"""Runs a planned program on this machine without the packager: kernels in a bare library, steps called from Python."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from ingot.packager.codegen import generate_object
+from ingot.passes.pipeline import run
+from ingot.passes.state import State
+from ingot.program import BufferRef, CopyStep
+from ingot.target import load_target
+
+
+def aligned(nbytes: int) -> np.ndarray:
+    raw = np.zeros(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
+
+
+def compile_state(imported, target: str = "native") -> State:
+    state = State(imported.module, imported.weights, imported, load_target(target))
+    return run(state)
+
+
+def execute(state: State, feeds: list[np.ndarray], folder: Path, pieces: int = 1) -> list[np.ndarray]:
+    """Run the program; every kernel's range is cut into `pieces`, in order, as threads would."""
+    program = state.program
+    assert program is not None
+    outputs = [aligned(int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize) for s in state.imported.outputs]
+    arena, weights = aligned(program.arena_bytes), aligned(len(program.weights))
+    weights[:] = np.frombuffer(program.weights, np.uint8)
+    arena[:] = 0xAB  # whatever was there before must not matter
+    for out in outputs:
+        out[:] = 0xCD
+    inputs = [np.ascontiguousarray(f) for f in feeds]
+
+    def address(ref: BufferRef) -> int:
+        base = {"input": lambda: inputs[ref.index], "output": lambda: outputs[ref.index], "arena": lambda: arena, "weight": lambda: weights}
+        return int(base[ref.place]().ctypes.data) + ref.offset
+
+    library = None
+    if state.lowered.kernels:
+        code, _ = generate_object({k.symbol: k.function for k in state.lowered.kernels}, state.target)
+        (folder / "k.o").write_bytes(code)
+        subprocess.run(["gcc", "-shared", "-o", str(folder / "k.so"), str(folder / "k.o"), "-lm"], check=True)
+        library = ctypes.CDLL(str(folder / "k.so"))
+    for step in program.steps:
+        if isinstance(step, CopyStep):
+            ctypes.memmove(address(step.destination), address(step.source), step.bytes)
+            continue
+        function = getattr(library, step.kernel.symbol)
+        cuts = [step.kernel.extent * i // pieces for i in range(pieces + 1)]
+        for begin, end in zip(cuts, cuts[1:], strict=False):
+            if begin < end:
+                function(*[ctypes.c_void_p(address(a)) for a in step.args], begin, end)
+    return [o.view(s.dtype).reshape(s.shape) for o, s in zip(outputs, state.imported.outputs, strict=True)]
