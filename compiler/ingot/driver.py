@@ -1,0 +1,152 @@
+"""The compiler from end to end: a model file and a board's name in, an artifact out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ingot.errors import OptionError
+from ingot.target import load_target
+
+if TYPE_CHECKING:
+    from ingot.frontend.interface import Imported
+    from ingot.packager.artifact import Artifact
+    from ingot.passes.state import State
+    from ingot.program import Program
+    from ingot.target import Target
+
+#: Arithmetic the compiler can generate.
+PRECISIONS = ("fp32",)
+
+Progress = Callable[[str, int, int], None]
+
+
+def stages() -> tuple[str, ...]:
+    """Return the names `progress` is called with, in order."""
+    from ingot.passes.pipeline import STEPS
+
+    return ("import", *STEPS, "generate_code", "selftest", "link")
+
+
+def compile(  # noqa: A001 - `ingot.compile` is the public name
+    path: str | os.PathLike[str],
+    *,
+    target: str = "native",
+    shape: Mapping[str, Sequence[int]] | None = None,
+    precision: str = "fp32",
+    selftest: bool = True,
+    progress: Progress | None = None,
+    print_ir_after: Collection[str] = (),
+    show_ir: Callable[[str, str], None] | None = None,
+) -> Artifact:
+    """Compile an ONNX or TFLite model to one self-contained shared library.
+
+    path:      the model file.
+    target:    a name from `ingot targets`, the path of a target's TOML file, or "native" for this machine.
+    shape:     static shapes by input name, for dimensions the model leaves open.
+    precision: arithmetic of float layers; layers that are quantised in the model stay so.
+    selftest:  store a seeded input's expected outputs, from ONNX Runtime or LiteRT, in the artifact.
+    progress:  called with (stage, number done, number of stages).
+    print_ir_after, show_ir: `show_ir(step, text)` gets the program after each named step.
+
+    Raises ModelError, UnsupportedError, ShapeError, TargetError, OptionError or ToolchainError.
+    """
+    from ingot.packager.artifact import package
+    from ingot.packager.selftest import build_selftest
+
+    if precision not in PRECISIONS:
+        raise OptionError("unknown precision", where="precision", found=precision, allowed=", ".join(PRECISIONS))
+    report = _Reporter(progress)
+    board = load_target(target)
+    report("import")
+    imported = _import(path, shape)
+    state = _run_passes(imported, board, print_ir_after=print_ir_after, show_ir=show_ir, report=report)
+    report("generate_code")
+    program = _generate(state)
+    notices = [*imported.notices, *state.notices]
+    report("selftest")
+    stored = None
+    if selftest:
+        stored, notice = build_selftest(path, imported, precision=precision)
+        if notice:
+            notices.append(notice)
+    report("link")
+    artifact = package(program, replace(imported, notices=tuple(notices)), board, precision=precision, selftest=stored)
+    report.done()
+    return artifact
+
+
+def relax_after(
+    path: str | os.PathLike[str],
+    step: str,
+    *,
+    target: str = "native",
+    shape: Mapping[str, Sequence[int]] | None = None,
+) -> str:
+    """Return the program as text after the named compiler step, and stop there.
+
+    Raises OptionError for an unknown step, else what `compile` raises.
+    """
+    from ingot.passes.pipeline import run, text_of
+    from ingot.passes.state import State
+
+    board = load_target(target)
+    imported = _import(path, shape)
+    return text_of(run(State(imported.module, imported.weights, imported, board), stop_after=step))
+
+
+class _Reporter:
+    """Counts stages for the caller's progress display."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.names = stages() if progress is not None else ()
+        self.count = 0
+
+    def __call__(self, stage: str) -> None:
+        if self.progress is not None:
+            self.progress(stage, self.count, len(self.names))
+            self.count += 1
+
+    def done(self) -> None:
+        """Report that every stage is complete."""
+        if self.progress is not None:
+            self.progress("done", len(self.names), len(self.names))
+
+
+def _import(path: str | os.PathLike[str], shape: Mapping[str, Sequence[int]] | None) -> Imported:
+    from ingot.frontend import import_model
+
+    return import_model(path, shape)
+
+
+def _run_passes(
+    imported: Imported,
+    board: Target,
+    *,
+    print_ir_after: Collection[str],
+    show_ir: Callable[[str, str], None] | None,
+    report: _Reporter,
+) -> State:
+    from ingot.passes.pipeline import run
+    from ingot.passes.state import State
+
+    state = State(imported.module, imported.weights, imported, board)
+    return run(state, print_ir_after=print_ir_after, show=show_ir, progress=report)
+
+
+def _generate(state: State) -> Program:
+    """Return the planned program with its machine code."""
+    from ingot.errors import CompilerError
+    from ingot.packager.codegen import generate_object
+
+    program = state.program
+    if program is None:
+        raise CompilerError("the pipeline ended without a program")
+    if not state.lowered.kernels:
+        return program
+    functions = {raw.symbol: raw.function for raw in state.lowered.kernels}
+    code, llvm_ir = generate_object(functions, state.target)
+    return replace(program, objects=(code,), llvm_ir=llvm_ir)
