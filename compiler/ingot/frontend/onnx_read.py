@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OLDEST_IR, OLDEST_OPSET = 3, 7
 _MAX_NODES = 1_000_000
+_LISTED_NODES = 20
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,9 @@ def refuse_operators(refused: dict[str, list[str]]) -> None:
         return
     listed = []
     for operator in sorted(refused):
-        names = refused[operator]
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        listed.append(f"{operator} ({', '.join(names[:5])}{more})")
+        names = [name if len(name) <= 60 else f"{name[:57]}..." for name in refused[operator]]
+        more = f" and {len(names) - _LISTED_NODES} more" if len(names) > _LISTED_NODES else ""
+        listed.append(f"{operator} ({', '.join(names[:_LISTED_NODES])}{more})")
     raise UnsupportedError(
         "the model uses operators that are not supported",
         where=f"{sum(map(len, refused.values()))} nodes",

@@ -1,0 +1,218 @@
+"""TFLite -> Relax: verify, list what is unsupported, then one walk over the operators."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ingot.errors import IngotError, ShapeError, UnsupportedError
+from ingot.frontend.interface import Imported, Quantization, TensorSpec
+from ingot.frontend.liveness import Step, is_view, peak_bytes
+from ingot.frontend.normalize import Weights, normalize
+from ingot.frontend.onnx_read import refuse_operators
+from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
+from ingot.frontend.source import Source, c_name
+from ingot.frontend.tflite_verify import tensor_name, verified_model
+
+if TYPE_CHECKING:
+    import tflite
+
+_DTYPES = {
+    0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8", 10: "float64",
+    12: "uint64", 15: "uint32", 16: "uint16",
+}  # fmt: skip
+
+
+def import_tflite(source: Source, shape: Mapping[str, Sequence[int]] | None) -> Imported:
+    """Import a TFLite model. See `ingot.frontend.import_model`."""
+    model = verified_model(source.data, str(source.path))
+    graph = model.Subgraphs(0)
+    inputs = [int(graph.Inputs(index)) for index in range(graph.InputsLength())]
+    outputs = [int(graph.Outputs(index)) for index in range(graph.OutputsLength())]
+    declared = [DeclaredInput(tensor_name(graph, index), _dims(graph.Tensors(index))) for index in inputs]
+    shapes, notices, _ = resolve_shapes(declared, shape)
+    importer = _Importer(model, dict(zip(inputs, shapes.values(), strict=True)))
+    module, weights, specs = importer.run(inputs, outputs)
+    return Imported(
+        module=module,
+        weights=weights,
+        inputs=tuple(specs[: len(inputs)]),
+        outputs=tuple(specs[len(inputs) :]),
+        name=c_name(source.path),
+        source_format="tflite",
+        source_sha256=source.sha256,
+        source_peak_bytes=importer.source_peak(inputs, outputs),
+        notices=notices,
+    )
+
+
+def _dims(tensor: tflite.Tensor) -> tuple[Dim, ...]:
+    """The declared shape: -1 in the signature is open, everything else is fixed."""
+    stored = [int(tensor.Shape(axis)) for axis in range(tensor.ShapeLength())]
+    signature = [int(tensor.ShapeSignature(axis)) for axis in range(tensor.ShapeSignatureLength())]
+    if len(signature) != len(stored):
+        return tuple(stored)
+    return tuple(None if open_ == -1 else size for open_, size in zip(signature, stored, strict=True))
+
+
+class _Importer:
+    def __init__(self, model: tflite.Model, shapes: dict[int, tuple[int, ...]]) -> None:
+        from tvm import relax
+
+        from ingot.frontend.tflite_ops import make_converter
+
+        self.graph = model.Subgraphs(0)
+        self.shapes = shapes
+        self.bb = relax.BlockBuilder()
+        self.weights = Weights()
+        self.converter = make_converter(model, self.graph, self.bb, self.weights)
+        self.known: dict[int, tuple[str, tuple[int, ...]]] = {}
+        # Sizes other than the stored ones, for which the stored shapes of later tensors no longer hold.
+        self.resized = any(
+            shape != tuple(int(dim) for dim in self._stored(index)) for index, shape in shapes.items()
+        )
+
+    def _stored(self, index: int) -> tuple[int, ...]:
+        tensor = self.graph.Tensors(index)
+        return tuple(int(tensor.Shape(axis)) for axis in range(tensor.ShapeLength()))
+
+    def run(self, inputs: list[int], outputs: list[int]) -> tuple[Any, dict[str, np.ndarray], list[TensorSpec]]:
+        from tvm import relax
+
+        self._refuse_unsupported()
+        params = []
+        for index in inputs:
+            dtype = self._dtype(index, "input")
+            var = relax.Var(tensor_name(self.graph, index), relax.TensorType(self.shapes[index], dtype))
+            self._check_elements(index, self.shapes[index], "input")
+            self.converter.bind(index, var)
+            self.known[index] = (dtype, self.shapes[index])
+            params.append(var)
+        failure: IngotError | None = None
+        with self.bb.function("main", params):
+            with self.bb.dataflow():
+                try:
+                    for number in range(self.graph.OperatorsLength()):
+                        self._convert(number)
+                    results = [self._output(index) for index in outputs]
+                except IngotError as error:
+                    # Raised below: a builder left with open blocks prints a warning of its own.
+                    failure, results = error, params
+                value = self.bb.emit_output(relax.Tuple(results))
+            self.bb.emit_func_output(value)
+        if failure is not None:
+            raise failure
+        module, weights = normalize(self.bb.get(), self.weights)
+        return module, weights, [self._spec(index) for index in (*inputs, *outputs)]
+
+    def _refuse_unsupported(self) -> None:
+        refused: dict[str, list[str]] = {}
+        for number in range(self.graph.OperatorsLength()):
+            operator = self.graph.Operators(number)
+            reason = self.converter.refusal(operator)
+            if reason is not None:
+                first = tensor_name(self.graph, int(operator.Outputs(0))) if operator.OutputsLength() else "nothing"
+                refused.setdefault(reason, []).append(f"#{number} -> {first}")
+        refuse_operators(refused)
+
+    def _dtype(self, index: int, role: str) -> str:
+        kind = self.graph.Tensors(index).Type()
+        if kind not in _DTYPES:
+            where = f"{role} {tensor_name(self.graph, index)!r}"
+            allowed = ", ".join(_DTYPES.values())
+            raise UnsupportedError("a tensor's data type is not supported", where=where, found=f"type {kind}", allowed=allowed)
+        return _DTYPES[kind]
+
+    def _check_elements(self, index: int, shape: tuple[int, ...], role: str) -> None:
+        if 0 in shape:
+            where = f"{role} {tensor_name(self.graph, index)!r}"
+            raise UnsupportedError("a tensor without elements is not supported", where=where, found=str(list(shape)))
+
+    def _convert(self, number: int) -> None:
+        operator = self.graph.Operators(number)
+        outputs = [int(operator.Outputs(index)) for index in range(operator.OutputsLength())]
+        label = f"operator {number} {self.converter.name_of(operator)}"
+        try:
+            # TVM prints to stdout and warns about what it then raises.
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                results = self.converter.convert(operator)
+            if len(results) < len(outputs):
+                raise UnsupportedError("an operator has unexpected outputs", where=label, found=str(len(outputs)))
+            for index, result in zip(outputs, results, strict=False):
+                self._bind(index, result, label)
+        except IngotError:
+            raise
+        except Exception as error:  # TVM reports what it does not support with any exception type
+            reason = " ".join(str(error).strip().splitlines()[-1:])[:300] or type(error).__name__
+            if self.resized:
+                raise ShapeError(
+                    "the model does not work with this shape",
+                    where=label,
+                    found=reason,
+                    hint="leave --shape out, or export the model with this shape",
+                ) from error
+            raise UnsupportedError("an operator cannot be converted", where=label, found=reason) from error
+
+    def _bind(self, index: int, result: Any, label: str) -> None:
+        import tvm
+        from tvm import relax
+
+        name = tensor_name(self.graph, index)
+        hint = "".join(char if char.isascii() and char.isalnum() else "_" for char in name).strip("_") or "t"
+        leaf = isinstance(result, (relax.Var, tvm.ir.GenericConst))
+        var = result if leaf else self.bb.emit(result, name_hint=hint)
+        shape = tuple(int(dim) for dim in var.ty.shape)
+        stored, dtype = self._stored(index), self._dtype(index, "tensor")
+        same = shape == stored if not self.resized else len(shape) == len(stored)
+        if not same or str(var.ty.dtype.dtype) != dtype:
+            raise UnsupportedError(
+                "an operator cannot be converted",
+                where=label,
+                found=f"its conversion makes {var.ty.dtype} {list(shape)} for {name!r}",
+                allowed=f"{dtype} {list(stored)}, as the model declares",
+            )
+        self._check_elements(index, shape, "tensor")
+        self.converter.bind(index, var)
+        self.known[index] = (dtype, shape)
+
+    def _output(self, index: int) -> Any:
+        value = self.converter.tensor(index)
+        self.known.setdefault(index, (self._dtype(index, "output"), tuple(int(dim) for dim in value.ty.shape)))
+        self._check_elements(index, self.known[index][1], "output")
+        return value
+
+    def _spec(self, index: int) -> TensorSpec:
+        dtype, shape = self.known[index]
+        quantization = self.graph.Tensors(index).Quantization()
+        found = None
+        if quantization is not None and quantization.ScaleLength():
+            scales = tuple(float(quantization.Scale(axis)) for axis in range(quantization.ScaleLength()))
+            zeros = tuple(int(quantization.ZeroPoint(axis)) for axis in range(quantization.ZeroPointLength()))
+            axis = int(quantization.QuantizedDimension()) if len(scales) > 1 else 0
+            found = Quantization(scales, zeros or (0,) * len(scales), axis)
+        return TensorSpec(tensor_name(self.graph, index), dtype, shape, found)
+
+    def source_peak(self, inputs: list[int], outputs: list[int]) -> int:
+        """Live bytes of the source graph: only tensors that depend on an input, without inputs and outputs."""
+        steps, sizes = [], {}
+        computed = set(inputs)
+        constant = set()
+        for number in range(self.graph.OperatorsLength()):
+            operator = self.graph.Operators(number)
+            reads = [int(operator.Inputs(index)) for index in range(operator.InputsLength())]
+            writes = [int(operator.Outputs(index)) for index in range(operator.OutputsLength())]
+            (computed if computed.intersection(reads) else constant).update(writes)
+            name = self.converter.name_of(operator)
+            first = [f"{index}" for index in reads if index >= 0]
+            steps.append(Step(tuple(first), tuple(map(str, writes)), is_view(name)))
+            for index in writes:
+                if index in self.known:
+                    dtype, shape = self.known[index]
+                    sizes[str(index)] = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        return peak_bytes(steps, sizes, map(str, {*inputs, *outputs, *constant}))

@@ -1,0 +1,160 @@
+"""TFLite convolutions, dense layers and pools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ingot.errors import UnsupportedError
+from ingot.frontend.tflite_ops import handles
+
+_INT32 = 2
+
+
+def _padding(options: Any, sizes: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> list[int]:
+    """[top, left, bottom, right] for SAME (0) and VALID (1)."""
+    if options.Padding() == 1:
+        return [0, 0, 0, 0]
+    begins, ends = [], []
+    for size, width, stride, spread in zip(sizes, kernel, (options.StrideH(), options.StrideW()), dilation, strict=True):
+        total = max((-(-size // stride) - 1) * stride + (width - 1) * spread + 1 - size, 0)
+        begins.append(total // 2)
+        ends.append(total - total // 2)
+    return begins + ends
+
+
+def _weight(converter: Any, tensor: Any, shape: tuple[int, ...], order: tuple[int, ...], axis: int) -> Any:
+    """Weights reshaped, then transposed; dequantised along `axis` of the result if they are stored as integers."""
+    from tvm import relax
+
+    index = int(tensor.tensor_idx)
+    if converter.has_expr(index) and not tensor.buffer.DataLength():
+        value = relax.op.permute_dims(relax.op.reshape(converter.get_expr(index), shape), order)
+    else:
+        array = converter.get_tensor_value(tensor).reshape(shape).transpose(order)
+        dtype = converter.get_tensor_type_str(tensor.tensor.Type())
+        value = converter.exp_tab.new_const(array, dtype=dtype, source_name=tensor.tensor.Name())
+    if tensor.qnn_params is None:
+        return value
+    return relax.op.dequantize(value, tensor.qnn_params["scale"], tensor.qnn_params["zero_point"], axis=axis)
+
+
+def _bias(converter: Any, source: Any, weight: Any, bias: Any) -> Any:
+    """The bias as float; a stored integer bias has the scale input * weight."""
+    from tvm import relax
+
+    value = converter.get_tensor_expr(bias)
+    if source.qnn_params is None:
+        return value
+    if bias.qnn_params is not None:
+        return converter.dequantize(value, bias)
+    scale = source.qnn_params["scale"].value.numpy() * weight.qnn_params["scale"].value.numpy()
+    return relax.op.dequantize(value, relax.const(scale.astype(np.float32)), relax.const(0, "int32"), axis=0)
+
+
+def _real(converter: Any, tensor: Any) -> Any:
+    value = converter.get_tensor_expr(tensor)
+    return value if tensor.qnn_params is None else converter.dequantize(value, tensor)
+
+
+def _inputs(converter: Any, operator: Any) -> tuple[Any, Any, Any]:
+    tensors = [item for item in converter.get_input_tensors(operator)]
+    if len(tensors) not in (2, 3):
+        raise UnsupportedError("a layer has an unexpected number of inputs", found=str(len(tensors)), allowed="2 or 3")
+    bias = tensors[2] if len(tensors) == 3 and tensors[2].tensor_idx >= 0 else None
+    return tensors[0], tensors[1], bias
+
+
+@handles("CONV_2D", "DEPTHWISE_CONV_2D")
+def _conv(converter: Any, operator: Any) -> Any:
+    from tvm import relax
+
+    source, weight, bias = _inputs(converter, operator)
+    output = converter.get_output_tensors(operator)[0]
+    depthwise = converter.name_of(operator) == "DEPTHWISE_CONV_2D"
+    options = converter.options(operator, "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions")
+    _, height, width, channels = converter.shape_of(source)
+    first, rows, columns, last = converter.shape_of(weight)
+    if depthwise:
+        # Stored as [1, KH, KW, C * multiplier]: one output channel after the other, which is groups in HWOI.
+        groups = channels
+        kernel = _weight(converter, weight, (rows, columns, last, 1), (0, 1, 2, 3), 2)
+        layout = "HWOI"
+    else:
+        if last == 0 or channels % last:
+            raise UnsupportedError("input channels do not fit the weights", found=str(channels), allowed=f"times {last}")
+        groups = channels // last
+        kernel = _weight(converter, weight, (first, rows, columns, last), (1, 2, 3, 0), 3)
+        layout = "HWIO"
+    dilation = (options.DilationHFactor(), options.DilationWFactor())
+    result = relax.op.nn.conv2d(
+        _real(converter, source),
+        kernel,
+        strides=[options.StrideH(), options.StrideW()],
+        padding=_padding(options, (height, width), (rows, columns), dilation),
+        dilation=list(dilation),
+        groups=groups,
+        data_layout="NHWC",
+        kernel_layout=layout,
+    )
+    if bias is not None:
+        result = relax.op.add(result, _bias(converter, source, weight, bias))
+    return converter.finish(result, output, options.FusedActivationFunction())
+
+
+@handles("FULLY_CONNECTED")
+def _dense(converter: Any, operator: Any) -> Any:
+    from tvm import relax
+
+    source, weight, bias = _inputs(converter, operator)
+    output = converter.get_output_tensors(operator)[0]
+    options = converter.options(operator, "FullyConnectedOptions")
+    if options.WeightsFormat() != 0:
+        raise UnsupportedError("shuffled weights are not supported", found=str(options.WeightsFormat()), allowed="0")
+    units, depth = converter.shape_of(weight)
+    shape = converter.shape_of(source)
+    value = _real(converter, source)
+    if not options.KeepNumDims() and len(shape) != 2 or shape[-1] != depth:
+        shape = (int(np.prod(shape)) // depth, depth)
+        value = relax.op.reshape(value, shape)
+    result = relax.op.matmul(value, _weight(converter, weight, (units, depth), (1, 0), 1))
+    if bias is not None:
+        result = relax.op.add(result, _bias(converter, source, weight, bias))
+    return converter.finish(result, output, options.FusedActivationFunction())
+
+
+@handles("AVERAGE_POOL_2D", "MAX_POOL_2D")
+def _pool(converter: Any, operator: Any) -> Any:
+    from tvm import relax
+
+    source = converter.get_input_tensors(operator)[0]
+    output = converter.get_output_tensors(operator)[0]
+    options = converter.options(operator, "Pool2DOptions")
+    _, height, width, _ = converter.shape_of(source)
+    kernel = (options.FilterHeight(), options.FilterWidth())
+    common = {
+        "pool_size": kernel,
+        "strides": (options.StrideH(), options.StrideW()),
+        "padding": _padding(options, (height, width), kernel, (1, 1)),
+        "layout": "NHWC",
+    }
+    value = converter.get_tensor_expr(source)
+    activation = options.FusedActivationFunction()
+    if not converter.same_scale(source, output):
+        raise UnsupportedError("a quantised pool changes its scale", found="two scales", allowed="one")
+    average = converter.name_of(operator) == "AVERAGE_POOL_2D"
+    operate = relax.op.nn.avg_pool2d if average else relax.op.nn.max_pool2d
+    if source.qnn_params is None:
+        return converter.convert_fused_activation_function(operate(value, **common), activation)
+    dtype = converter.get_tensor_type_str(output.tensor.Type())
+    if average:
+        # Averages of integers in float are exact up to one rounding; TFLite rounds halves away from zero.
+        mean = relax.op.nn.avg_pool2d(relax.op.astype(value, "float32"), **common)
+        half = relax.op.multiply(relax.op.sign(mean), relax.const(0.5, "float32"))
+        result = relax.op.astype(relax.op.trunc(relax.op.add(mean, half)), dtype)
+    else:
+        result = operate(value, **common)
+    scale = float(output.qnn_params["scale"].value.numpy().reshape(-1)[0])
+    zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
+    return converter.convert_qnn_fused_activation_function(result, activation, scale, zero, dtype)

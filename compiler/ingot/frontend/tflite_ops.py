@@ -1,0 +1,210 @@
+"""TFLite operators: TVM's converters, behind tensors found by index, with our own where TVM's are wrong or missing.
+
+Quantised operators become dequantize -> float operator -> quantize, the form every later pass recognises; those that
+only move elements work on the stored integers when input and output share their scale.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ingot.errors import UnsupportedError
+from ingot.frontend.interface import CONSTANT_ELEMENTS
+from ingot.frontend.normalize import Weights
+
+if TYPE_CHECKING:
+    import tflite
+
+# TVM converts these into calls of other functions, values that are no tensors, or sizes only known at run time.
+_REFUSED = frozenset(
+    (
+        "ASSIGN_VARIABLE", "CALL", "CALL_ONCE", "DELEGATE", "DETECTION_POSTPROCESS", "HASHTABLE", "HASHTABLE_FIND",
+        "HASHTABLE_IMPORT", "HASHTABLE_LOOKUP", "HASHTABLE_SIZE", "IF", "MULTINOMIAL", "NON_MAX_SUPPRESSION_V4",
+        "NON_MAX_SUPPRESSION_V5", "PLACEHOLDER_FOR_GREATER_OP_CODES", "RANDOM_STANDARD_NORMAL", "RANDOM_UNIFORM",
+        "READ_VARIABLE", "UNIQUE", "VAR_HANDLE", "WHERE", "WHILE", "CUSTOM",
+    )
+)  # fmt: skip
+_FLOATS = (0, 1)
+
+Handler = Callable[[Any, Any], Any]
+OWN: dict[str, Handler] = {}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register a function (converter, operator) -> Relax expression, or list of them, for these operators."""
+
+    def register(function: Handler) -> Handler:
+        for name in names:
+            OWN[name] = function
+        return function
+
+    return register
+
+
+def make_converter(model: tflite.Model, graph: tflite.SubGraph, bb: Any, weights: Weights) -> Any:
+    """The converter of one graph. A function, because its class derives from TVM's and TVM is imported late."""
+    return _converter_class()(model, graph, bb, weights)
+
+
+@functools.cache
+def _converter_class() -> type:
+    from tvm import relax
+    from tvm.relax.frontend.tflite import tflite_frontend as tvm_tflite
+
+    import ingot.frontend.tflite_layers
+    import ingot.frontend.tflite_moves  # noqa: F401 - both fill OWN
+
+    class Constants(tvm_tflite.ExprTable):  # type: ignore[misc]
+        """Constants go to the weights instead of into the graph."""
+
+        def __init__(self, weights: Weights) -> None:
+            super().__init__()
+            self.weights = weights
+
+        def new_const(self, value: Any, shape: Any = None, dtype: str = "float32", source_name: Any = None) -> Any:
+            array = np.asarray(value)
+            array = array if array.dtype == np.dtype(dtype) else array.astype(np.dtype(dtype))
+            if array.size <= CONSTANT_ELEMENTS:
+                return relax.const(np.asarray(array, order="C"), dtype)
+            name = source_name.decode("utf-8", "replace") if isinstance(source_name, bytes) else "constant"
+            return self.weights.add(name, array)
+
+    class Converter(tvm_tflite.OperatorConverter):  # type: ignore[misc]
+        """TVM's converter with tensors kept by index: names may be missing, or the same for two tensors."""
+
+        def __init__(self, model: tflite.Model, graph: tflite.SubGraph, bb: Any, weights: Weights) -> None:
+            super().__init__(model, graph, Constants(weights), bb)
+            self.values: dict[int, Any] = {}
+            self.fetched: dict[int, Any] = {}
+
+        def bind(self, index: int, value: Any) -> None:
+            self.values[index] = value
+
+        def tensor(self, index: int) -> Any:
+            """Relax expression of tensor `index`, whether computed or constant."""
+            return self.get_tensor_expr(self.get_tensors([index])[0])
+
+        def get_expr(self, input_tensor_idx: int) -> Any:
+            if int(input_tensor_idx) not in self.values:
+                return self.tensor(int(input_tensor_idx))
+            return self.values[int(input_tensor_idx)]
+
+        def has_expr(self, input_tensor_idx: int) -> bool:
+            return int(input_tensor_idx) in self.values
+
+        def is_prefetched(self, input_tensor_idx: int) -> bool:
+            return int(input_tensor_idx) in self.fetched
+
+        def set_prefetched_node(self, input_tensor_idx: int, value: Any) -> None:
+            self.fetched[int(input_tensor_idx)] = value
+
+        def get_prefetched_node(self, input_tensor_idx: int) -> Any:
+            return self.fetched[int(input_tensor_idx)]
+
+        def get_tensor_expr(self, tensor: Any, is_sparse: bool = False) -> Any:
+            index = int(tensor.tensor_idx)
+            if index not in self.values:
+                self.values[index] = super().get_tensor_expr(tensor, is_sparse)
+            return self.values[index]
+
+        def get_tensor_shape(self, tensor_wrapper: Any) -> Any:
+            # What the graph computes: the stored shape is only one of those a model with an open batch can have.
+            value = self.values.get(int(tensor_wrapper.tensor_idx))
+            if value is not None and value.ty.shape is not None:
+                return np.array([int(dim) for dim in value.ty.shape], dtype=np.int64)
+            return super().get_tensor_shape(tensor_wrapper)
+
+        def name_of(self, operator: tflite.Operator) -> str:
+            """The operator's name in the schema; custom operators by their own name."""
+            code = self.model.OperatorCodes(operator.OpcodeIndex())
+            number = max(code.DeprecatedBuiltinCode(), code.BuiltinCode())
+            name = str(self.builtin_op_code.get(number, f"operator code {number}"))
+            if name == "CUSTOM":
+                custom = code.CustomCode()
+                return f"custom {custom.decode('utf-8', 'replace') if custom else 'operator without a name'}"
+            return name
+
+        def refusal(self, operator: tflite.Operator) -> str | None:
+            """Why this operator cannot be converted (its name and reason), or None."""
+            name = self.name_of(operator)
+            if name not in OWN and (name not in self.convert_map or name in _REFUSED or name.startswith("STABLEHLO")):
+                return name
+            inputs = [item for item in self.get_tensors(operator.InputsAsNumpy()) if item.tensor_idx >= 0]
+            outputs = self.get_tensors(operator.OutputsAsNumpy())
+            if any(item.tensor.IsVariable() for item in inputs):
+                return f"{name} with a state variable"
+            if any(item.tensor.Sparsity() is not None for item in inputs) and name != "DENSIFY":
+                return f"{name} with sparse weights"
+            quantized = [item for item in (*inputs, *outputs) if item.qnn_params is not None]
+            if not quantized:
+                return None
+            float_ends = [item for item in (*inputs[:1], *outputs) if item.tensor.Type() in _FLOATS]
+            if float_ends and name not in ("QUANTIZE", "DEQUANTIZE", "DETECTION_POSTPROCESS"):
+                return f"{name} with dynamic-range quantised weights"
+            if name not in OWN and name not in self._SUPPORTED_QUANTIZED_OPS:
+                return f"quantised {name}"
+            return None
+
+        def convert(self, operator: tflite.Operator) -> list[Any]:
+            """The operator's outputs as Relax expressions."""
+            name = self.name_of(operator)
+            own = OWN.get(name)
+            result = own(self, operator) if own is not None else self.convert_map[name](op=operator)
+            if isinstance(result, list):
+                return result
+            if result is None:
+                raise UnsupportedError("an operator has no result", found=name)
+            if isinstance(result, relax.Tuple):
+                return list(result.fields)
+            result = self.bb.normalize(result)
+            if isinstance(result.ty, relax.TupleType):
+                var = self.bb.emit(result)
+                return [relax.TupleGetItem(var, index) for index in range(len(result.ty.fields))]
+            return [result]
+
+        def options(self, operator: tflite.Operator, kind: str) -> Any:
+            """The operator's options table, read as `kind` (a class of the schema)."""
+            import tflite
+
+            table = operator.BuiltinOptions()
+            if table is None or operator.BuiltinOptionsType() != getattr(tflite.BuiltinOptions, kind):
+                raise UnsupportedError("an operator has no options", found=self.name_of(operator), allowed=kind)
+            options = getattr(tflite, kind)()
+            options.Init(table.Bytes, table.Pos)
+            return options
+
+        def shape_of(self, tensor: Any) -> tuple[int, ...]:
+            """Static shape of a tensor wrapper."""
+            return tuple(int(dim) for dim in self.get_tensor_shape(tensor))
+
+        def constant(self, tensor: Any, meaning: str) -> np.ndarray:
+            """Value of a constant tensor; UnsupportedError if it is computed."""
+            if int(tensor.tensor_idx) in self.values and not tensor.buffer.DataLength():
+                allowed = f"a constant {meaning}"
+                raise UnsupportedError(f"the {meaning} is computed at run time", found="a computed tensor", allowed=allowed)
+            return np.asarray(self.get_tensor_value(tensor))
+
+        def same_scale(self, left: Any, right: Any) -> bool:
+            """Whether two tensors are quantised alike (or both not at all)."""
+            if left.qnn_params is None or right.qnn_params is None:
+                return left.qnn_params is right.qnn_params
+            return all(
+                np.array_equal(left.qnn_params[key].value.numpy(), right.qnn_params[key].value.numpy())
+                for key in ("scale", "zero_point")
+            )
+
+        def finish(self, value: Any, output: Any, activation: int) -> Any:
+            """A float result with its fused activation; quantised if the output is."""
+            if output.qnn_params is None:
+                return self.convert_fused_activation_function(value, activation)
+            quantized = self.quantize(value, output)
+            scale = float(output.qnn_params["scale"].value.numpy().reshape(-1)[0])
+            zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
+            dtype = self.get_tensor_type_str(output.tensor.Type())
+            return self.convert_qnn_fused_activation_function(quantized, activation, scale, zero, dtype)
+
+    return Converter
