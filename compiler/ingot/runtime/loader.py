@@ -209,7 +209,7 @@ class _File:
             if kind and offset + filesz > self.size:
                 self.damaged(f"truncated, a section would end at byte {offset + size} of {self.size}")
             if flags & 2 and size and (filesz or not flags & 0x400):  # allocated, and no thread-local zeros
-                inside(offset, addr, filesz, size, (flags & 1) << 1 | flags >> 2 & 1)  # write, execute
+                inside(offset, addr, filesz, size, 4 | (flags & 1) << 1 | flags >> 2 & 1)  # read, write, execute
         dynamic = [s[2:6] for s in segments if s[0] == _DYNAMIC]
         if (
             not loads
@@ -498,6 +498,10 @@ class _Tensor(ctypes.Structure):
     _fields_ = _fields("data:P bytes:Q dtype:i ndim:i shape:P device:i reserved:i")
 
 
+class _TensorInfo(ctypes.Structure):
+    _fields_ = _fields("name:z dtype:i ndim:i shape:P bytes:Q quant_count:i quant_axis:i scales:P zero_points:P")
+
+
 class _Info(ctypes.Structure):
     _fields_ = _fields(
         "struct_size:I abi_version:I name:z compiler:z target:z triple:z features:z source_sha256:z precision:z "
@@ -582,7 +586,7 @@ def load(path: Path, threads: int | None = None, verify: bool | str | None = Non
 
     `threads`: 1 to 64, 1 starts none; None takes what the CPU affinity and the cgroup allow.
     `verify`: True checks the weights against the hash in the metadata, a SHA-256 in hex checks the whole file. Either
-    loads a sealed copy in memory, which nobody can change between check and use, and which is not shared.
+    loads a sealed copy in memory, which nobody can change between check and use; it stays until the process ends.
     Raises LoadError where the file is not an ingot artifact, or not one for this machine.
     """
     if threads is not None and (type(threads) is not int or not 0 <= threads <= MAX_THREADS):
@@ -646,7 +650,7 @@ class TensorSpec:
     real = scale * (q - zero_point), one scale for all or one per index of `axis`.
     """
 
-    __slots__ = ("_dims", "dtype", "name", "nbytes", "quantization", "shape", "type")
+    __slots__ = ("_code", "_dims", "dtype", "name", "nbytes", "quantization", "shape", "type")
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.name: str = fields["name"]
@@ -657,6 +661,7 @@ class TensorSpec:
         self.nbytes = self.dtype.itemsize
         for n in self.shape:
             self.nbytes *= n
+        self._code = _DTYPES.index(self.type)
         self._dims = (ctypes.c_int64 * len(self.shape))(*self.shape)
 
     def __repr__(self) -> str:
@@ -664,7 +669,7 @@ class TensorSpec:
 
     def _tensor(self) -> _Tensor:
         dims = ctypes.addressof(self._dims)
-        return _Tensor(None, self.nbytes, _DTYPES.index(self.type), len(self.shape), dims, 0, 0)
+        return _Tensor(None, self.nbytes, self._code, len(self.shape), dims, 0, 0)
 
 
 class Model:
@@ -710,9 +715,12 @@ class Model:
         api, info = getter().contents, ctypes.POINTER(_Info)()
         if api.abi_version != ABI_VERSION or api.struct_size < ctypes.sizeof(_Api):
             raise LoadError("the artifact's code has another ABI than its metadata says", self._where)
-        status = api.describe(ctypes.byref(info))
-        code = () if status else (info.contents.n_inputs, info.contents.n_outputs, info.contents.memory_bytes)
-        if code != (len(self.inputs), len(self.outputs), self.metadata["memory_bytes"]):
+        agree = not api.describe(ctypes.byref(info)) and info.contents.memory_bytes == self.metadata["memory_bytes"]
+        for specs, side in ((self.inputs, "inputs"), (self.outputs, "outputs")):
+            agree = agree and getattr(info.contents, "n_" + side) == len(specs)
+            rows = (_TensorInfo * len(specs)).from_address(getattr(info.contents, side) or 0) if agree and specs else ()
+            agree = agree and all((t.bytes, t.dtype) == (s.nbytes, s._code) for t, s in zip(rows, specs))
+        if not agree:
             raise LoadError("the artifact's code and its metadata do not belong together", self._where)
         return api
 
