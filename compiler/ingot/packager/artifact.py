@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,28 +80,27 @@ class Artifact:
 def write_file(path: str | os.PathLike[str], data: bytes, *, executable: bool = False) -> Path:
     """Replace a file at once, or leave everything as it was. Raises OutputError."""
     target = Path(path)
-    temporary: str | None = None
+    temporary = target.parent / f".ingot-{secrets.token_hex(8)}.tmp"
+    created = False
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        folder = target.parent
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=folder)
+        mode = 0o777 if executable else 0o666  # less the user's umask
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        created = True
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            umask = os.umask(0)
-            os.umask(umask)
-            os.fchmod(file.fileno(), (0o777 if executable else 0o666) & ~umask)
             os.fsync(file.fileno())
-        Path(temporary).replace(target)
-        temporary = None
-        _sync_folder(folder)
-    except OSError as error:
+        temporary.replace(target)
+        created = False
+        _sync_folder(target.parent)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise _output_error(error, target) from None
     finally:
-        if temporary is not None:
+        if created:
             with contextlib.suppress(OSError):
-                Path(temporary).unlink()
+                temporary.unlink()
     return target
 
 
@@ -115,7 +114,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _output_error(error: OSError, target: Path) -> OutputError:
+def _output_error(error: OSError | ValueError, target: Path) -> OutputError:
     hints = {
         errno.ENOENT: "create the folder first",
         errno.ENOTDIR: "create the folder first",
@@ -126,12 +125,8 @@ def _output_error(error: OSError, target: Path) -> OutputError:
         errno.EDQUOT: "free some space, or choose another disk",
         errno.EISDIR: "name a file in it",
     }
-    return OutputError(
-        "cannot write the output",
-        where=str(target),
-        found=error.strerror or str(error),
-        hint=hints.get(error.errno or 0),
-    )
+    number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    return OutputError("cannot write the output", where=str(target), found=text or str(error), hint=hints.get(number or 0))
 
 
 def package(

@@ -15,6 +15,8 @@ STV_HIDDEN = 2
 _DT_NEEDED = 1
 _MAX_SECTIONS = 100_000
 _MAX_SYMBOLS = 2_000_000
+# A damaged or hostile file may name every symbol by the same endless string.
+_MAX_NAME, _MAX_ALL_NAMES = 4096, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Elf:
     def __init__(self, data: bytes, where: str = "ELF file") -> None:
         self._data = memoryview(data)
         self._where = where
+        self._tables: dict[int, bytes] = {}
+        self._name_bytes = 0
         if len(data) < 52 or bytes(data[:4]) != b"\x7fELF":
             raise LoadError("this is not an ELF file", where=where)
         if data[4] not in (1, 2) or data[5] != 1:
@@ -120,21 +124,23 @@ class Elf:
         return LoadError(f"the ELF file is damaged: {why}", where=self._where)
 
     def _unpack(self, layout: str, offset: int) -> tuple[int, ...]:
-        try:
-            return struct.unpack_from(layout, self._data, offset)
-        except struct.error:
-            raise self._damaged(f"it ends at byte {len(self._data)}, a table goes on") from None
+        if offset + struct.calcsize(layout) > len(self._data):
+            raise self._damaged(f"it ends at byte {len(self._data)}, a table goes on")
+        return struct.unpack_from(layout, self._data, offset)
 
     def _string(self, table: Section, offset: int) -> str:
-        data = self.contents(table)
-        if offset >= len(data):
-            if offset == 0:
-                return ""
-            raise self._damaged("a name lies outside its table")
-        end = bytes(data[offset : offset + 65536]).find(b"\0")
+        if offset == 0:
+            return ""
+        data = self._tables.get(table.offset)
+        if data is None or len(data) != table.size:
+            data = self._tables[table.offset] = bytes(self.contents(table))
+        end = data.find(b"\0", offset, offset + _MAX_NAME)
         if end < 0:
-            raise self._damaged("a name without end")
-        return bytes(data[offset : offset + end]).decode("utf-8", "replace")
+            raise self._damaged("a name lies outside its table, or has no end")
+        self._name_bytes += end - offset
+        if self._name_bytes > _MAX_ALL_NAMES:
+            raise self._damaged("too many names")
+        return data[offset:end].decode("utf-8", "replace")
 
     def _linked(self, section: Section) -> Section:
         if section.link >= len(self.sections):

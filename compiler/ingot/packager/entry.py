@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ingot.errors import CompilerError
 from ingot.packager.metadata import ALIGNMENT, COMPILER, DTYPES, INSTANCE_BYTES, memory_bytes, tensor_bytes
 from ingot.program import BufferRef, CopyStep, Kernel, Program, Step
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Weights start at a multiple of this, the largest page size of any Linux kernel, so that every kernel maps them.
 WEIGHTS_ALIGNMENT = 65536
-_INT32_MAX = 2**31 - 1
+_INT32_MAX, _FLOAT32_MAX = 2**31 - 1, 3.4e38
 _PLACES = {"input": "inputs", "output": "outputs"}
 
 
@@ -100,6 +102,14 @@ def check_program(program: Program, imported: Imported) -> None:
     for spec in (*imported.inputs, *imported.outputs):
         if spec.dtype not in DTYPES or len(spec.shape) > 8 or any(d < 0 for d in spec.shape):
             raise _invalid("a tensor the ABI cannot describe", f"{spec.name}: {spec.dtype} {spec.shape}")
+        q = spec.quantization
+        if q is not None and not (
+            len(q.scales) == len(q.zero_points) >= 1
+            and (len(q.scales) == 1 or 0 <= q.axis < len(spec.shape))
+            and all(abs(s) < _FLOAT32_MAX for s in q.scales)
+            and all(abs(z) <= _INT32_MAX for z in q.zero_points)
+        ):
+            raise _invalid("a quantisation the ABI cannot describe", spec.name)
     if not imported.outputs:
         raise _invalid("a model without outputs", imported.name)
     _Checker(program, imported).run()
@@ -155,6 +165,11 @@ def _array(ctype: str, name: str, values: Iterable[object]) -> str:
     return f"static const {ctype} {name}[] = {{{', '.join(map(str, values))}}};\n"
 
 
+def _float_literal(value: float) -> str:
+    """Hexadecimal: exact, and the same on every machine."""
+    return float(np.float32(value)).hex() + "f"
+
+
 def _tensor_table(table: str, specs: Sequence[TensorSpec]) -> str:
     if not specs:
         return ""
@@ -168,8 +183,7 @@ def _tensor_table(table: str, specs: Sequence[TensorSpec]) -> str:
         if spec.quantization is not None:
             count, axis = len(spec.quantization.scales), spec.quantization.axis
             scales, zero_points = f"{table}_scales_{i}", f"{table}_zero_points_{i}"
-            # Hexadecimal floats: exact, and the same on every machine.
-            arrays.append(_array("float", scales, (float(s).hex() + "f" for s in spec.quantization.scales)))
+            arrays.append(_array("float", scales, (_float_literal(s) for s in spec.quantization.scales)))
             arrays.append(_array("int32_t", zero_points, spec.quantization.zero_points))
         rows.append(
             f"    {{{c_string(spec.name)}, {DTYPES[spec.dtype][0]}, {len(spec.shape)}, {shape}, {tensor_bytes(spec)},"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _RUNTIME = Path(__file__).resolve().parent.parent / "runtime"
 #: What entry.c includes.
-RUNTIME_FILES = ("ingot.h", "rt.h", "cpu.c", "pool.c", "model.c", "selftest.c")
+RUNTIME_FILES = ("ingot.h", "ingot_features.h", "rt.h", "cpu.c", "pool.c", "model.c", "selftest.c")
 _COMPILE = (
     "-std=c11",
     "-O2",

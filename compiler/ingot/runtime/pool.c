@@ -139,8 +139,8 @@ static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, s
     pool->started = 0;
     pool->pid = getpid();
     pool->quit = false;
-    pool->spin = threads <= rt_cpu_count();
     if (threads < 2) return INGOT_OK;
+    pool->spin = threads <= rt_cpu_count();
     if (!rt_gate_init(&pool->done) || pthread_attr_init(&attributes) != 0)
         return rt_fail(error, error_size, INGOT_ERR_THREADS, "the thread pool could not be set up");
     pthread_attr_setstacksize(&attributes, RT_STACK_BYTES);
