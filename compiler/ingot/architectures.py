@@ -57,8 +57,11 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "riscv64": {"v": ("d",), "zfh": ("f",)},
 }
 
-#: Where one feature of ours is several of LLVM's. ARM divides in two instruction sets, Thumb and ARM.
-LLVM_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {"arm": {"hwdiv": ("hwdiv", "hwdiv-arm")}}
+#: Where one feature of ours is several of LLVM's. ARM divides in two instruction sets, Thumb and ARM; VFPv3 is the one
+#: with 32 registers, which LLVM keeps when VFPv3 is switched off.
+LLVM_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "arm": {"hwdiv": ("hwdiv", "hwdiv-arm"), "vfp3": ("vfp3", "d32")},
+}
 
 #: Extensions beyond FEATURES that LLVM's CPU models switch on and its code generator could use unasked. They have no
 #: name here because no kernel needs them; they are always switched off. (Switching one off also switches off the

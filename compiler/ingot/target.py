@@ -76,10 +76,10 @@ FIELDS: Mapping[str, str] = {
     "cores.freq_mhz": "highest clock in MHz, 1 to 10000; leave the line out if unknown",
 }
 
-# Printable only: these strings go to terminals, where a control character is a command.
-_Line = Annotated[
-    str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x20-\x7e\u00a0-\u024f\u2010-\u2122]+$")
-]
+# Printable only: these strings go to terminals, where a control character is a command. Letters of Latin scripts and
+# common punctuation, without the marks that reverse or hide text.
+_PRINTABLE = r"^[\x20-\x7e\u00a0-\u00ac\u00ae-\u024f\u2010-\u2027\u2030-\u205e\u20a0-\u2122]+$"
+_Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_PRINTABLE)]
 _Cpu = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
 
 
@@ -342,7 +342,7 @@ def native_target() -> Target:
 
 def _nearest_hint(name: str, known: Iterable[str]) -> str | None:
     lowered = name.lower().replace("_", "-").replace(" ", "-")[:80]
-    nearest = difflib.get_close_matches(lowered, list(known), n=3, cutoff=0.4)
+    nearest = difflib.get_close_matches(lowered, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(nearest)}?" if nearest else None
 
 
@@ -402,10 +402,11 @@ def _read_bytes(path: Path) -> bytes:
             found=error.strerror or str(error),
             allowed="a readable file",
         ) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise TargetError("not a file", where=str(path), found="a folder or device", allowed="a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise TargetError("not a file", where=str(path), found="a folder or device", allowed="a regular file")
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise TargetError(
@@ -436,8 +437,8 @@ def _tuples(value: Any) -> Any:  # noqa: ANN401 - whatever TOML holds
 
 
 def _explain(error: ValidationError, where: str) -> TargetError:
-    """Return pydantic's first complaint in our words."""
-    first = error.errors(include_url=False)[0]
+    """Return pydantic's most telling complaint in our words: a misspelt field before the one that is missing for it."""
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     path = [part for part in first["loc"] if isinstance(part, str)]
     field = ".".join(path)
     shown = ".".join(str(part) for part in first["loc"])
