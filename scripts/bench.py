@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import ingot
+
 REPO = Path(__file__).resolve().parent.parent
 PAGE = REPO / "docs" / "benchmarks.md"
 TOLERANCE = 1e-4  # of max|error| / max|reference|; quantised outputs may differ by one step
@@ -46,8 +48,6 @@ Runner = Callable[[], list[Array]]
 
 def ingot_runner(model: Path, threads: int, inputs: dict[str, Array]) -> Runner:
     """Run a compiled model."""
-    import ingot
-
     net = ingot.load(model, threads=threads)
     return lambda: list(net.run(inputs).values())
 
@@ -81,7 +81,7 @@ def litert_runner(model: Path, threads: int, inputs: dict[str, Array]) -> Runner
 
 
 ENGINES = {"ingot": ingot_runner, "ONNX Runtime": onnxruntime_runner, "LiteRT": litert_runner}
-PACKAGES = {"ingot": "ingot", "ONNX Runtime": "onnxruntime", "LiteRT": "ai-edge-litert"}
+PACKAGES = {"ONNX Runtime": "onnxruntime", "LiteRT": "ai-edge-litert"}
 
 
 def work(engine: str, model: Path, threads: int, folder: Path) -> None:
@@ -223,8 +223,6 @@ def default_models() -> list[Path]:
 
 def compiled(model: Path, folder: Path) -> Path:
     """Compile for this machine; returns the path of the library."""
-    import ingot
-
     digest = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:8]
     path = folder / f"{model.stem}-{digest}.so"
     ingot.compile(model, target="native", selftest=False).save(path)
@@ -243,15 +241,15 @@ def machine() -> str:
 
 def markdown(rows: list[Row], command: str, seconds: float) -> str:
     """The dated section for docs/benchmarks.md."""
-    names = ["ingot", *sorted({row.peer for row in rows}, reverse=True)]
-    versions = ", ".join(f"{name} {importlib.metadata.version(PACKAGES[name])}" for name in names)
+    peers = sorted({row.peer for row in rows}, reverse=True)
+    versions = ", ".join(f"{name} {importlib.metadata.version(PACKAGES[name])}" for name in peers)
     lines = [
         f"## {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
         "",
         f"- machine: {machine()}",
-        f"- versions: {versions}, Python {platform.python_version()}",
+        f"- versions: ingot {ingot.__version__}, {versions}, Python {platform.python_version()}",
         f"- command: `{command}`",
-        f"- method: batch 1, seeded input, {seconds:g} s a row in turns of {TURN_SECONDS:g} s, medians, outputs compared",
+        f"- method: batch 1, seeded input, {seconds:g} s a row in turns of {TURN_SECONDS:g} s, medians, same outputs",
         "",
         "| model | threads | ingot, ms | peer | peer, ms | peer / ingot | max error | runs |",
         "|---|---:|---:|---|---:|---:|---:|---:|",
@@ -276,8 +274,6 @@ def main() -> None:
     parser.add_argument("--no-append", action="store_true", help=f"do not add the table to {PAGE.relative_to(REPO)}")
     args = parser.parse_args()
     models: list[Path] = args.models or default_models()
-    import ingot
-
     rows = []
     with tempfile.TemporaryDirectory(prefix="ingot-bench-") as temporary:
         folder = Path(temporary)

@@ -274,10 +274,8 @@ def what_next(folder: Path) -> None:
         (f"ingot bench {where}/resnet50.so", "how fast it is"),
         (f"ingot compile {where}/digits.onnx --target raspberry-pi-4 -o pi4.so", ""),
     ]
-    table = Table.grid(padding=(0, 2))
     for command, why in commands:
-        table.add_row(f"  [b]{command}[/]", f"[dim]{why}")
-    console.print(table)
+        console.print(f"  [b]{command}[/]{' ' * max(2, 46 - len(command))}[dim]{why}", soft_wrap=True)
 
 
 def processor() -> str:

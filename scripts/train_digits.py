@@ -137,6 +137,8 @@ class Network:
 
 def train(x: Array, y: Labels, seed: int = SEED, epochs: int = EPOCHS) -> Iterator[tuple[int, float, Network]]:
     """Train from scratch; yield (epoch from 1, mean loss of it, the network) after each epoch."""
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
     rng = np.random.default_rng(seed)
     network = Network(rng)
     for epoch in range(1, epochs + 1):
@@ -145,7 +147,9 @@ def train(x: Array, y: Labels, seed: int = SEED, epochs: int = EPOCHS) -> Iterat
         order = rng.permutation(len(x))
         for start in range(0, len(x), BATCH):
             batch = order[start : start + BATCH]
-            loss, g = network.gradients(x[batch], y[batch])
+            # The matrices are small: more threads would spend their time waiting for each other.
+            with threadpool_limits(1):
+                loss, g = network.gradients(x[batch], y[batch])
             network.adam(g, rate)
             losses.append(loss)
         yield epoch, float(np.mean(losses)), network

@@ -1,0 +1,175 @@
+"""The scripts' own code: the digits network's gradients, the model writer, the quickstart and the bench."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import bench
+import make_models
+import quickstart
+import train_digits
+
+
+def test_gradients_match_finite_differences() -> None:
+    rng = np.random.default_rng(3)
+    network = train_digits.Network(rng)
+    # Double precision, so that the difference quotient is exact enough to judge by.
+    network.weights = {k: v.astype(np.float64) for k, v in network.weights.items()}  # type: ignore[misc]
+    x, y = rng.random((5, 1, 8, 8)), rng.integers(0, 10, 5)
+    _, gradients = network.gradients(x, y)  # type: ignore[arg-type]
+    for name, weight in network.weights.items():
+        for index in rng.integers(0, weight.size, 12):
+            place = np.unravel_index(index, weight.shape)
+            old, losses = weight[place], []
+            for step in (1e-6, -1e-6):
+                weight[place] = old + step
+                losses.append(network.gradients(x, y)[0])  # type: ignore[arg-type]
+            weight[place] = old
+            expected = (losses[0] - losses[1]) / 2e-6
+            # col2im adds up in single precision, hence no more digits.
+            assert gradients[name][place] == pytest.approx(expected, rel=1e-3, abs=1e-6), f"{name}{place}"
+
+
+def test_the_digits_network_learns_and_its_onnx_file_computes_the_same(tmp_path: Path) -> None:
+    import onnxruntime
+
+    x, y, held_x, held_y = train_digits.load()
+    assert len(held_x) == train_digits.HELD_OUT
+    assert not {a.tobytes() for a in held_x} & {a.tobytes() for a in x}
+    *_, (epoch, loss, network) = train_digits.train(x, y)
+    assert epoch == train_digits.EPOCHS
+    assert loss < 0.05
+    scores, _ = network.forward(held_x)
+    assert (scores.argmax(1) == held_y).mean() >= quickstart.LEAST_ACCURACY
+    train_digits.save_onnx(network, tmp_path / "digits.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "digits.onnx", providers=["CPUExecutionProvider"])
+    for i in (0, 1, 359):
+        np.testing.assert_allclose(
+            session.run(None, {"image": held_x[i : i + 1]})[0], scores[i : i + 1], rtol=1e-4, atol=1e-4
+        )
+
+
+# Published parameter counts (weights and biases, gamma and beta), plus a mean and a variance per normalised channel.
+@pytest.mark.parametrize(
+    ("name", "parameters", "normalised"),
+    [("resnet18", 11_689_512, 4_800), ("resnet50", 25_557_032, 26_560), ("mobilenet_v2", 3_504_872, 17_056)],
+)
+def test_architectures_have_the_published_number_of_parameters(name: str, parameters: int, normalised: int) -> None:
+    model = make_models.MODELS[name](1)
+    counts = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer if t.name not in ("zero", "six")}
+    assert sum(n for k, n in counts.items() if k.endswith((".mean", ".var"))) == 2 * normalised
+    assert sum(n for k, n in counts.items() if not k.endswith((".mean", ".var"))) == parameters
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (make_models.write("resnet18", tmp_path / str(i), seed=5).read_bytes() for i in range(2))
+    assert first == second
+    assert make_models.write("resnet18", tmp_path, seed=6).read_bytes() != first
+    onnx.checker.check_model(tmp_path / "resnet18.onnx", full_check=True)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_picture_shows_the_digit_and_the_mistake() -> None:
+    image = np.zeros((1, 8, 8), np.float32)
+    image[0, 2, 3] = 1.0
+    lines = quickstart.picture(image, 5, 0.554, 0).plain.splitlines()
+    assert lines[2] == " " * 6 + "██" + " " * 8
+    assert lines[8].split() == ["5", "55%", "✗", "is", "0"]
+    assert quickstart.picture(image, 7, 1.0, 7).plain.splitlines()[8].split() == ["7", "100%", "✓"]
+
+
+def test_a_mistake_is_shown_where_there_is_one() -> None:
+    truths = np.arange(20) % 10
+    answers = truths.copy()
+    assert len(quickstart.choose(answers, truths, 4)) == 4
+    answers[13] = 8
+    assert quickstart.choose(answers, truths, 4)[-1] == 13
+    assert 13 not in quickstart.choose(answers, truths, 4)[:-1]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 KiB"), (2048, "2 KiB"), (2**20, "1.0 MiB"), (102_000_000, "97.3 MiB")]
+)
+def test_sizes(count: int, text: str) -> None:
+    assert quickstart.size(count) == text
+
+
+@pytest.mark.slow
+def test_the_quickstart_shows_both_models_and_reuses_what_it_made(repo: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(repo / "scripts" / "quickstart.py"), "--folder", str(tmp_path)]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repo / "compiler"), "HOME": str(tmp_path)}
+    for run in (1, 2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("kept from an earlier run") == (0 if run == 1 else 2)
+        accuracy = re.search(r"(\d+) of 360 unseen digits, ([\d.]+)%", done.stdout)
+        assert accuracy and float(accuracy[2]) >= 96
+        error = re.search(r"largest error / largest value = ([\d.e+-]+)", done.stdout)
+        assert error and float(error[1]) <= 1e-4
+        assert re.search(r"one image, 1 thread.* [\d.]+ ms +[\d.]+ ms", done.stdout)
+        assert re.search(r"the arena\) +[\d.]+ MiB", done.stdout)
+        assert "ingot compile" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_quickstart_fails_when_the_answers_are_not_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "LEAST_ACCURACY", 1.01)
+    assert quickstart.digits(tmp_path, fresh=False) is False
+    monkeypatch.setattr(quickstart, "LEAST_ACCURACY", 0.5)
+    assert quickstart.digits(tmp_path, fresh=False) is True
+
+
+@pytest.mark.slow
+def test_the_bench_measures_and_writes_a_table(tmp_path: Path, repo: Path) -> None:
+    train_digits.save_onnx(train_digits.Network(np.random.default_rng(0)), tmp_path / "digits.onnx")
+    before = bench.PAGE.read_bytes()
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(repo / "scripts/bench.py"),
+            str(tmp_path / "digits.onnx"),
+            "--seconds",
+            "0.1",
+            "--no-append",
+        ],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repo / "compiler"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        len(re.findall(r"^digits +\d threads? +ingot +[\d.]+ ms +ONNX Runtime +[\d.]+ ms +ratio", done.stdout, re.M))
+        == 2
+    )
+    assert bench.PAGE.read_bytes() == before
+
+
+def test_the_bench_refuses_outputs_that_differ(tmp_path: Path) -> None:
+    np.savez(tmp_path / "ingot.npz", np.array([1.0, 2.0], np.float32))
+    np.savez(tmp_path / "ONNX Runtime.npz", np.array([1.0, 2.0001], np.float32))
+    assert bench.disagreement(tmp_path, "ONNX Runtime") == "5e-05"
+    np.savez(tmp_path / "ONNX Runtime.npz", np.array([1.0, 2.001], np.float32))
+    with pytest.raises(SystemExit, match="no time is worth printing"):
+        bench.disagreement(tmp_path, "ONNX Runtime")
+    np.savez(tmp_path / "ingot.npz", np.array([3, 255], np.uint8))
+    np.savez(tmp_path / "ONNX Runtime.npz", np.array([4, 254], np.uint8))
+    assert bench.disagreement(tmp_path, "ONNX Runtime") == "0e+00"
+    np.savez(tmp_path / "ONNX Runtime.npz", np.array([5, 254], np.uint8))
+    with pytest.raises(SystemExit, match="2 steps"):
+        bench.disagreement(tmp_path, "ONNX Runtime")
+
+
+def test_the_bench_table_is_markdown() -> None:
+    row = bench.Row("resnet50", 2, "ONNX Runtime", 21.04, 42.08, 99, "2e-06")
+    lines = bench.markdown([row], "scripts/bench", 10).splitlines()
+    assert re.fullmatch(r"## \d{4}-\d\d-\d\d", lines[0])
+    assert lines[-1] == "| resnet50 | 2 | 21 | ONNX Runtime | 42.1 | 2.00 | 2e-06 | 99 |"
