@@ -14,6 +14,7 @@ from tvm import s_tir, tirx
 from tvm.ir.transform import Sequential
 
 from ingot.errors import CompilerError, ToolchainError
+from ingot.schedules.vector_math import replace_calls
 from ingot.target import Target
 
 # Stack memory of one kernel: a thread's stack is at least 128 KiB (musl's default).
@@ -124,7 +125,7 @@ def generate_object(functions: dict[str, Any], target: Target) -> tuple[bytes, s
             hint="reinstall the pinned apache-tvm wheel: pip install --force-reinstall ingot",
         )
     llvm_target = tvm.target.Target(target.llvm())
-    module = tvm.IRModule({symbol: functions[symbol] for symbol in sorted(functions)})
+    module = tvm.IRModule({symbol: replace_calls(functions[symbol]) for symbol in sorted(functions)})
     with tvm.transform.PassContext(opt_level=3):
         module = _passes(llvm_target)(module)
         built = build(module, llvm_target)
