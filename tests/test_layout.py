@@ -27,9 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "passes": {"errors", "target", "frontend", "schedules", "program"},
     "autotune": {"errors", "target", "frontend", "schedules", "passes", "program"},
     "packager": {"errors", "architectures", "native", "target", "program", "frontend", "runtime"},
-    # These two call the rooms in order; driver may use all of them, cli also driver.
+    # Builds a program that runs an artifact under qemu-user: for the command line and for tests.
+    "emulator": {"errors", "architectures", "target", "packager", "runtime"},
+    # These two call the rooms in order; driver may use all of them, cli also driver and the emulator.
     "driver": ROOMS,
-    "cli": ROOMS | {"driver"},
+    "cli": ROOMS | {"driver", "emulator"},
     # `import ingot` itself: light names at once, the driver and the artifact only when first used.
     "__init__": {"errors", "runtime", "driver", "packager"},
 }

@@ -141,6 +141,23 @@ def archive(sources: Sources, target: Target) -> bytes:
         return (folder / "libmodel.a").read_bytes()
 
 
+def build_program(main: str, triple: str, cpu: str) -> bytes:
+    """An executable from one C file of the runtime folder that uses ingot.h and libc only.
+
+    `triple` and `cpu` are zig's (`Target.zig_triple`, `Target.baseline()`). Raises as `link` does.
+    """
+    with _workspace() as folder:
+        try:
+            for name in (main, "ingot.h"):
+                (folder / name).write_bytes(runtime_source(name))
+        except OSError as error:
+            raise _disk_error(error, folder) from None
+        machine = ["-target", triple, f"-mcpu={cpu}"]
+        flags = [flag for flag in _COMPILE if flag != "-fPIC"]
+        _zig(["cc", *machine, *flags, "-s", "-Wl,--build-id=none", "-o", "program", main, "-ldl"], folder)
+        return (folder / "program").read_bytes()
+
+
 def _machine(target: Target) -> list[str]:
     return ["-target", target.zig_triple, f"-mcpu={target.baseline()}"]
 

@@ -1,0 +1,95 @@
+/* run_main.c: a program that runs a model once, on raw files. It is not part of any artifact: `ingot.emulator` builds it
+ * to run artifacts of other architectures under qemu-user, and it works the same on the board itself.
+ *
+ *     run_main MODEL.so SYMBOL THREADS FOLDER      reads FOLDER/in0, in1, ...; writes FOLDER/out0, out1, ...
+ *
+ * Ends with 0, or with 1 and one sentence on standard error. The caller has checked the file's metadata; `create`
+ * checks the CPU.
+ */
+#define _POSIX_C_SOURCE 200809L
+#include "ingot.h"
+
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { ALIGNMENT = 64, PATH_BYTES = 4096 };
+
+static _Noreturn void fail(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputc('\n', stderr);
+    exit(1);
+}
+
+static FILE *open_file(const char *folder, const char *side, int32_t i, const char *mode) {
+    char path[PATH_BYTES];
+    const int n = snprintf(path, sizeof path, "%s/%s%d", folder, side, (int)i);
+    if (n < 0 || n >= PATH_BYTES) fail("the folder's path is too long");
+    FILE *file = fopen(path, mode);
+    if (!file) fail("cannot open %s", path);
+    return file;
+}
+
+/* The tensors of one side, with aligned memory of their own. */
+static ingot_tensor *tensors(const ingot_tensor_info *info, int32_t count) {
+    ingot_tensor *all = calloc((size_t)count + 1, sizeof *all);
+    if (!all) fail("out of memory");
+    for (int32_t i = 0; i < count; i++) {
+        /* aligned_alloc takes multiples of the alignment only, and none for an empty tensor would be null. */
+        const size_t room = ((size_t)info[i].bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
+        if (posix_memalign(&all[i].data, ALIGNMENT, room)) fail("out of memory for tensor %s", info[i].name);
+        all[i].bytes = info[i].bytes;
+        all[i].dtype = info[i].dtype;
+        all[i].ndim = info[i].ndim;
+        all[i].shape = info[i].shape;
+        all[i].device = INGOT_CPU;
+    }
+    return all;
+}
+
+int main(int argc, char **argv) {
+    if (argc != 5) fail("usage: run_main MODEL.so SYMBOL THREADS FOLDER");
+    void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
+    if (!library) fail("%s", dlerror());
+    const ingot_api *(*get)(void) = NULL;
+    *(void **)&get = dlsym(library, argv[2]); /* the cast POSIX prescribes: C has none from object to function */
+    if (!get) fail("%s is not exported", argv[2]);
+    const ingot_api *api = get();
+    if (api->abi_version != INGOT_ABI_VERSION) fail("the artifact has ABI %u", (unsigned)api->abi_version);
+    const ingot_model_info *info = NULL;
+    if (api->describe(&info) != INGOT_OK) fail("describe failed");
+
+    char error[512] = "";
+    const ingot_options options = {
+        .struct_size = sizeof options, .threads = atoi(argv[3]), .error = error, .error_bytes = sizeof error};
+    ingot_model *model = NULL;
+    const ingot_status created = api->create(&options, &model);
+    if (created != INGOT_OK) fail("%s (status %d)", error, (int)created);
+
+    ingot_tensor *in = tensors(info->inputs, info->n_inputs), *out = tensors(info->outputs, info->n_outputs);
+    for (int32_t i = 0; i < info->n_inputs; i++) {
+        FILE *file = open_file(argv[4], "in", i, "rb");
+        const size_t bytes = (size_t)in[i].bytes;
+        if (fread(in[i].data, 1, bytes, file) != bytes || fgetc(file) != EOF)
+            fail("the file of input %s does not have %zu bytes", info->inputs[i].name, bytes);
+        fclose(file);
+    }
+    const ingot_status status = api->run(model, in, info->n_inputs, out, info->n_outputs);
+    if (status != INGOT_OK) fail("%s (status %d)", api->last_error(model), (int)status);
+    for (int32_t i = 0; i < info->n_outputs; i++) {
+        FILE *file = open_file(argv[4], "out", i, "wb");
+        const size_t bytes = (size_t)out[i].bytes;
+        const int written = fwrite(out[i].data, 1, bytes, file) == bytes;
+        if (fclose(file) || !written) fail("cannot write output %s", info->outputs[i].name);
+    }
+    for (int32_t i = 0; i < info->n_inputs; i++) free(in[i].data);
+    for (int32_t i = 0; i < info->n_outputs; i++) free(out[i].data);
+    free(in);
+    free(out);
+    api->destroy(model);
+    return 0;
+}
