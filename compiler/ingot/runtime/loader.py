@@ -256,7 +256,12 @@ def _is_scale(value: Any) -> bool:  # noqa: ANN401
     return type(value) in (int, float) and abs(value) < 3.5e38
 
 
-_TENSOR = {"name": _is_text, "dtype": _DTYPES.__contains__, "shape": [_is_size]}
+_TENSOR = {
+    "name": _is_text,
+    "dtype": lambda value: value in _DTYPES,
+    "shape": [_is_size],
+    "quantization": lambda value: value is None or type(value) is dict,
+}
 _QUANTIZATION = {"scales": [_is_scale], "zero_points": [_is_zero_point], "axis": _is_size}
 _SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("name", "compiler", "precision", "weights_sha256"), _is_text),
@@ -295,7 +300,7 @@ def _conform_tensors(tensors: list[Any], side: str) -> None:
             bound *= n
         if len(shape) > MAX_NDIM or bound >= 1 << 63:
             raise ValueError(f"{side}.shape cannot be {_short(shape)}")
-        q = tensor.get("quantization")
+        q = tensor["quantization"]
         if q is not None:
             _conform(q, _QUANTIZATION, f"{side}.quantization")
             count = len(q["scales"])
@@ -399,7 +404,8 @@ def _cpu_flags(arch: str) -> set[str]:
 def _check_machine(file: _File, meta: dict[str, Any]) -> str:
     (arch, float_abi), page = _process_machine(), os.sysconf("SC_PAGE_SIZE")
     if file.arch != arch:
-        this = f"this Python is a {arch} program on a {os.uname().machine} kernel"
+        kernel = os.uname().machine
+        this = f"this machine is {arch}" if arch == kernel else f"this Python is a {arch} program on a {kernel} kernel"
         file.refuse(f"built for {file.arch} ({meta['target']['name']}); {this}", file.arch, arch, _RECOMPILE)
     if file.float_abi and float_abi and file.float_abi != float_abi:
         file.refuse(f"built for {meta['target']['triple']}; this system has another float ABI", hint=_RECOMPILE)
@@ -657,7 +663,7 @@ class TensorSpec:
         self.type: str = fields["dtype"]
         self.dtype = np.dtype("uint16" if self.type == "bfloat16" else self.type)
         self.shape: tuple[int, ...] = tuple(fields["shape"])
-        self.quantization: dict[str, Any] | None = fields.get("quantization")
+        self.quantization: dict[str, Any] | None = fields["quantization"]
         self.nbytes = self.dtype.itemsize
         for n in self.shape:
             self.nbytes *= n

@@ -181,8 +181,10 @@ static ingot_status check_elf(artifact *a) {
     if (got < sizeof head) return DAMAGED(a, TRUNCATED);
     if (head.e_ident[EI_CLASS] != (sizeof(void *) == 8 ? ELFCLASS64 : ELFCLASS32) ||
         head.e_ident[EI_DATA] != ELFDATA2LSB || head.e_machine != MACHINE)
-        return fail(a, INGOT_ERR_LOAD, "built for another machine (ELF machine %d, %d bits); this program is for " ARCH,
-                    (int)head.e_machine, head.e_ident[EI_CLASS] == ELFCLASS64 ? 64 : 32);
+        return fail(a, INGOT_ERR_LOAD, "built for %s (ELF machine %d); this program is for " ARCH,
+                    head.e_machine == EM_X86_64 ? "x86_64" : head.e_machine == EM_AARCH64 ? "aarch64" :
+                    head.e_machine == EM_ARM ? "arm" : head.e_machine == EM_RISCV ? "riscv64" : "another machine",
+                    (int)head.e_machine);
     if (head.e_type != ET_DYN) return fail(a, INGOT_ERR_LOAD, "this ELF file is not a shared library");
     if (head.e_phentsize != sizeof(ElfW(Phdr)) || head.e_shentsize != sizeof(ElfW(Shdr)) ||
         head.e_phnum > MAX_SEGMENTS || head.e_shnum > MAX_SECTIONS || head.e_ident[EI_VERSION] != EV_CURRENT)
@@ -274,6 +276,7 @@ static ingot_status check_metadata(const artifact *a, char *name) {
     const char *json = a->note, *goal = find(json, "target"), *list = find(goal, "features");
     const long format = number_of(find(json, "format")), abi = number_of(find(json, "abi"));
     const char *end = skip_value(json);
+    rt_cpu cpu;
     if (!end || end != json + a->note_bytes || format < 0 || abi < 0) return DAMAGED(a, "its metadata is not valid");
     if (format != FORMAT)
         return fail(a, INGOT_ERR_ABI, "the artifact has format %ld; this loader reads format %d", format, FORMAT);
@@ -283,9 +286,10 @@ static ingot_status check_metadata(const artifact *a, char *name) {
         !text_of(find(goal, "arch"), arch) || !text_of(find(goal, "name"), target) || strcmp(arch, ARCH) || !list ||
         *list != '[')
         return DAMAGED(a, "its metadata is not valid");
+    rt_read_cpu(&cpu);
     for (list++; *list && *list != ']'; list += *list == ',') {
         if (!text_of(list, feature)) return DAMAGED(a, "its metadata is not valid");
-        if (!rt_has_feature(feature, strlen(feature)))
+        if (!rt_cpu_has(&cpu, feature, strlen(feature)))
             return fail(a, INGOT_ERR_CPU, "built for " ARCH " %s (%s); this CPU has no %s", feature, target, feature);
         list = skip_string(list);
     }
