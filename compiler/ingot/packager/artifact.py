@@ -31,7 +31,7 @@ class Artifact:
     """A compiled model.
 
     `library` holds the bytes of model.so, `metadata` what it says about itself, `notices` sentences the user should
-    read, `header` and `entry_c` the C texts that belong to it.
+    read, `header` and `entry_c` the C texts that belong to it, `sources` all that the linker was given.
     """
 
     library: bytes = field(repr=False)
@@ -40,18 +40,18 @@ class Artifact:
     header: str = field(repr=False)
     llvm_ir: str = field(repr=False)
     relax: str = field(repr=False)
-    _sources: Sources = field(repr=False)
+    sources: Sources = field(repr=False)
     _target: Target = field(repr=False)
 
     @property
     def name(self) -> str:
         """The model's name: the exported function is `ingot_<name>_api`."""
-        return self._sources.name
+        return self.sources.name
 
     @property
     def entry_c(self) -> str:
         """The generated C source."""
-        return self._sources.entry_c
+        return self.sources.entry_c
 
     def emit(self, kind: str) -> bytes | str:
         """One form of the model: bytes for "so" and "a", text for "c-header", "c", "llvm" and "relax".
@@ -61,7 +61,7 @@ class Artifact:
         if kind == "so":
             return self.library
         if kind == "a":
-            return archive(self._sources, self._target)
+            return archive(self.sources, self._target)
         texts = {"c-header": self.header, "c": self.entry_c, "llvm": self.llvm_ir, "relax": self.relax}
         if kind not in texts:
             raise OptionError("unknown kind of output", where="emit", found=repr(kind), allowed=", ".join(KINDS))
@@ -126,7 +126,8 @@ def _output_error(error: OSError | ValueError, target: Path) -> OutputError:
         errno.EISDIR: "name a file in it",
     }
     number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
-    return OutputError("cannot write the output", where=str(target), found=text or str(error), hint=hints.get(number or 0))
+    hint = hints.get(number or 0)
+    return OutputError("cannot write the output", where=str(target), found=text or str(error), hint=hint)
 
 
 def package(
@@ -166,6 +167,6 @@ def package(
         header=model_h(program, imported, target),
         llvm_ir=program.llvm_ir,
         relax=program.relax,
-        _sources=sources,
+        sources=sources,
         _target=target,
     )

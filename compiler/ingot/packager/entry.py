@@ -240,7 +240,7 @@ extern const uint8_t *const {prefix}weights;
 {_forward(program)}
 /* ---- what the model expects and gives ---- */
 
-{_tensor_table("inputs", imported.inputs)}{_tensor_table("outputs", imported.outputs)}
+{_tensor_table("input_infos", imported.inputs)}{_tensor_table("output_infos", imported.outputs)}
 static const ingot_model_info rt_info = {{
     .struct_size = sizeof(ingot_model_info),
     .abi_version = INGOT_ABI_VERSION,
@@ -253,8 +253,8 @@ static const ingot_model_info rt_info = {{
     .precision = {c_string(precision)},
     .n_inputs = {counts[0]},
     .n_outputs = {counts[1]},
-    .inputs = {"inputs" if counts[0] else "NULL"},
-    .outputs = {"outputs" if counts[1] else "NULL"},
+    .inputs = {"input_infos" if counts[0] else "NULL"},
+    .outputs = {"output_infos" if counts[1] else "NULL"},
     .arena_bytes = {program.arena_bytes},
     .memory_bytes = RT_INSTANCE_BYTES + RT_ARENA_BYTES,
     .weights_bytes = {len(program.weights)},

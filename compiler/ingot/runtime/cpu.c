@@ -26,19 +26,25 @@ static size_t rt_read_file(const char *path, char *text, size_t size) {
 /* Checks every feature the model was compiled for, and asks Linux for AMX tiles: threads started before that would
  * not get them. */
 static ingot_status rt_check_cpu(char *error, size_t error_size) {
+    char missing[256] = "";
+    size_t used = 0;
     bool tiles = false;
     rt_cpu cpu;
     rt_read_cpu(&cpu);
     for (const char *name = rt_info.features; *name;) {
-        size_t length = strcspn(name, " ");
-        if (length && !rt_cpu_has(&cpu, name, length))
-            return rt_fail(error, error_size, INGOT_ERR_CPU,
-                           "this CPU lacks '%.*s', which the model needs: it was compiled for '%s'", (int)length, name,
-                           rt_info.target);
+        const size_t length = strcspn(name, " ");
+        if (!rt_cpu_has(&cpu, name, length) && used + length + 2 < sizeof missing) {
+            missing[used++] = ' ';
+            memcpy(missing + used, name, length);
+            used += length;
+        }
         tiles |= length == 8 && !memcmp(name, "amx-tile", 8);
         name += length;
         name += *name == ' ';
     }
+    if (used)
+        return rt_fail(error, error_size, INGOT_ERR_CPU, "this CPU lacks%s, which the model needs: it was compiled for '%s'",
+                       missing, rt_info.target);
 #if defined(__x86_64__)
     if (tiles && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) != 0)
         return rt_fail(error, error_size, INGOT_ERR_CPU,

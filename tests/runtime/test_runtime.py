@@ -1,0 +1,239 @@
+"""The C ABI: every status, threads, forks, sanitizers, other architectures. The checks themselves are in driver.c."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingot.architectures import FEATURES
+
+HERE = Path(__file__).resolve().parent
+RUNTIME = HERE.parent.parent / "compiler" / "ingot" / "runtime"
+STRICT = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror")
+CASES = re.findall(r'\{"(\w+)", case_\w+\}', (HERE / "driver.c").read_text())
+FOREIGN = [("raspberry-pi-4", "aarch64"), ("raspberry-pi-3-32bit", "arm"), ("visionfive-2", "riscv64")]
+on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for x86-64 run on x86-64 only")
+
+Build = Callable[[str], Path]
+
+
+def run(command: list[str | Path], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **(env or {})}
+    )
+
+
+def test_driver_has_cases() -> None:
+    assert len(CASES) >= 14
+
+
+@on_x86
+@pytest.mark.parametrize("case", CASES)
+def test_native(case: str, demo: Build, driver: Build) -> None:
+    done = run([driver("x86-64-v2"), demo("x86-64-v2"), case])
+    assert done.returncode == 0, done.stderr
+    assert f"ok {case}" in done.stdout
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "arch"), FOREIGN)
+def test_foreign(target: str, arch: str, demo: Build, driver: Build, qemu: Callable[[str], list[str]]) -> None:
+    # qemu-user shares the address space limit with its guest and cannot fork a program with threads reliably.
+    cases = [c for c in CASES if c not in ("no_threads", "fork", "time")]
+    done = run([*qemu(arch), driver(target), demo(target), *cases])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [word for case in cases for word in ("ok", case)]
+
+
+@on_x86
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [
+        # AddressSanitizer's shadow needs the address space that no_threads takes away.
+        (("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), {"allocations", "time", "no_threads"}),
+        # ThreadSanitizer supports no threads after a fork.
+        (("-fsanitize=thread",), {"allocations", "time", "no_threads", "fork"}),
+        (("-O3", "-march=native", "-Wshadow", "-Wpointer-arith", "-Wcast-qual", "-Wundef"), {"allocations", "time"}),
+    ],
+    ids=["address-undefined", "thread", "gcc-strict"],
+)
+def test_sanitizers(flags: tuple[str, ...], left_out: set[str], native_sources: Path, gcc: str, tmp_path: Path) -> None:
+    sources = [native_sources / name for name in ("entry.c", "kernels.c", "weights.S")]
+    program = tmp_path / "driver"
+    built = subprocess.run(
+        [
+            gcc,
+            *STRICT,
+            *flags,
+            "-DLINKED",
+            f"-I{RUNTIME}",
+            HERE / "driver.c",
+            *sources,
+            "-o",
+            program,
+            "-lm",
+            "-lpthread",
+        ],
+        cwd=native_sources,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    done = run([program, "-", *(c for c in CASES if c not in left_out)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "WARNING" not in done.stderr
+    assert done.stdout.count("ok ") == len(CASES) - len(left_out)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("target", "arch", "cpu", "missing"),
+    [
+        ("armv8.2-a-dotprod", "aarch64", "cortex-a53", "lse.* dotprod"),
+        ("raspberry-pi-3-32bit", "arm", "cortex-a9", "vfp4"),
+        ("x86-64-v3", "x86_64", "Nehalem", "avx avx2"),
+    ],
+)
+def test_cpu_without_a_feature(
+    target: str, arch: str, cpu: str, missing: str, demo: Build, driver: Build, qemu: Callable[[str], list[str]]
+) -> None:
+    prefix = qemu(arch) or [shutil.which(f"qemu-{arch}") or ""]
+    if not prefix[0]:
+        pytest.skip(f"no emulator for {arch}; Debian has qemu-user")
+    done = run([*prefix, "-cpu", cpu, driver(target), demo(target), "selftest"])
+    assert done.returncode == 1
+    wanted = rf"create: this CPU lacks.* {missing}.*, which the model needs: .* for '{target}'"
+    assert re.search(wanted, done.stderr), done.stderr
+    done = run([*prefix, "-cpu", "max", driver(target), demo(target), "selftest"])
+    assert done.returncode == 0, done.stderr
+
+
+# ---- units of cpu.c ----
+
+UNIT = """
+#define RT_INSTANCE_BYTES 0
+#include "rt.h"
+static const ingot_model_info rt_info = {{.features = "", .target = ""}};
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include "cpu.c"
+#include <stdarg.h>
+#include <stdio.h>
+static ingot_status rt_fail(char *text, size_t size, ingot_status status, const char *format, ...) {{
+    (void)text, (void)size, (void)format;
+    return status;
+}}
+int main(int argc, char **argv) {{
+    (void)argc, (void)argv;
+    {body}
+    return rt_check_cpu(NULL, 0);
+}}
+"""
+
+
+def run_unit(gcc: str, folder: Path, body: str, *arguments: str | Path) -> str:
+    (folder / "unit.c").write_text(UNIT.format(body=body))
+    flags = ["-Wno-unused-function", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run(
+        [gcc, *STRICT, *flags, f"-I{RUNTIME}", "unit.c", "-o", "unit"], cwd=folder, check=True, capture_output=True
+    )
+    done = run([folder / "unit", *arguments])
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+CGROUPS = {
+    "none": ("0::/\n", {}, 0),
+    "v2": ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+    "v2 exact": ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+    "v2 no limit": ("0::/a\n", {"a/cpu.max": "max 100000\n"}, 0),
+    "v2 below one": ("0::/a\n", {"a/cpu.max": "1000 100000\n"}, 1),
+    "v2 the parent is tighter": (
+        "0::/a/b\n",
+        {"cpu.max": "max 1", "a/cpu.max": "300000 100000", "a/b/cpu.max": "9 1"},
+        3,
+    ),
+    "v2 hidden path": ("0::/kubepods/x\n", {"cpu.max": "400000 100000"}, 4),
+    "v1": (
+        "5:cpu,cpuacct:/d\n3:memory:/\n",
+        {"cpu/d/cpu.cfs_quota_us": "250000", "cpu/d/cpu.cfs_period_us": "100000"},
+        3,
+    ),
+    "v1 no limit": ("5:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0),
+    "v1 other controller": ("5:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "1", "cpu/cpu.cfs_period_us": "1"}, 0),
+    "both": (
+        "5:cpuacct,cpu:/\n0::/s\n",
+        {"cpu/cpu.cfs_quota_us": "500", "cpu/cpu.cfs_period_us": "100", "s/cpu.max": "700 100"},
+        5,
+    ),
+    "garbage": ("::\n:::\nabc\n0::/x\n", {"x/cpu.max": "a b", "cpu.max": ""}, 0),
+    "zero period": ("0::/\n", {"cpu.max": "100 0"}, 0),
+    "long path": ("0::/" + "p" * 2000 + "\n", {"cpu.max": "100000 100000"}, 0),
+}
+
+
+def test_cgroup_limits(gcc: str, tmp_path: Path) -> None:
+    arguments = []
+    for i, (lines, files, _) in enumerate(CGROUPS.values()):
+        mount = tmp_path / f"case{i}"
+        mount.mkdir()
+        (tmp_path / f"self{i}").write_text(lines)
+        for name, text in files.items():
+            (mount / name).parent.mkdir(parents=True, exist_ok=True)
+            (mount / name).write_text(text)
+        arguments += [tmp_path / f"self{i}", mount]
+    body = 'for (int i = 1; i + 1 < argc; i += 2) printf("%lld\\n", (long long)rt_cgroup_limit(argv[i], argv[i + 1]));'
+    found = [int(x) for x in run_unit(gcc, tmp_path, body, *arguments).split()]
+    assert dict(zip(CGROUPS, found, strict=True)) == {name: limit for name, (_, _, limit) in CGROUPS.items()}
+
+
+def test_affinity_is_respected(gcc: str, tmp_path: Path) -> None:
+    body = """
+    cpu_set_t one;
+    printf("%d ", (int)rt_affinity_count());
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    sched_setaffinity(0, sizeof one, &one);
+    printf("%d %d\\n", (int)rt_affinity_count(), (int)rt_cpu_count());
+    """
+    assert run_unit(gcc, tmp_path, body) == f"{len(os.sched_getaffinity(0))} 1 1\n"
+
+
+@on_x86
+def test_features_agree_with_the_kernel(gcc: str, tmp_path: Path) -> None:
+    body = """
+    rt_cpu cpu;
+    rt_read_cpu(&cpu);
+    for (size_t i = 0; i < sizeof rt_features / sizeof rt_features[0]; i++) {
+        const char *name = rt_features[i].name;
+        printf("%s %d\\n", name, (int)rt_cpu_has(&cpu, name, strlen(name)));
+    }
+    printf("unknown %d\\n", (int)rt_cpu_has(&cpu, "avx51", 5));
+    """
+    found = {
+        name: value == "1" for name, value in (line.split() for line in run_unit(gcc, tmp_path, body).splitlines())
+    }
+    assert not found.pop("unknown")
+    assert set(found) == set(FEATURES["x86_64"])
+    # /proc/cpuinfo names some features in its own way.
+    names = {"sse3": "pni", "bmi": "bmi1", "lzcnt": "abm", "avxvnni": "avx_vnni"}
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M).group(1).split())
+    for name, present in found.items():
+        known = {names.get(name, name), name.replace(".", "_").replace("-", "_"), name.replace("avx512", "avx512_")}
+        assert present == bool(known & flags), name
+
+
+def test_every_feature_name_is_known_to_the_runtime() -> None:
+    text = (RUNTIME / "ingot_features.h").read_text()
+    for arch, names in FEATURES.items():
+        missing = [name for name in names if f'{{"{name}",' not in text]
+        assert not missing, arch
