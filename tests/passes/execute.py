@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ def execute(state: State, feeds: list[np.ndarray], folder: Path, pieces: int = 1
     """Run the program; every kernel's range is cut into `pieces`, in order, as threads would."""
     program = state.program
     assert program is not None
-    outputs = [aligned(int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize) for s in state.imported.outputs]
+    outputs = [
+        aligned(int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize) for s in state.imported.outputs
+    ]
     arena, weights = aligned(program.arena_bytes), aligned(len(program.weights))
     weights[:] = np.frombuffer(program.weights, np.uint8)
     arena[:] = 0xAB  # whatever was there before must not matter
@@ -39,15 +42,22 @@ def execute(state: State, feeds: list[np.ndarray], folder: Path, pieces: int = 1
     inputs = [np.ascontiguousarray(f) for f in feeds]
 
     def address(ref: BufferRef) -> int:
-        base = {"input": lambda: inputs[ref.index], "output": lambda: outputs[ref.index], "arena": lambda: arena, "weight": lambda: weights}
+        base = {
+            "input": lambda: inputs[ref.index],
+            "output": lambda: outputs[ref.index],
+            "arena": lambda: arena,
+            "weight": lambda: weights,
+        }
         return int(base[ref.place]().ctypes.data) + ref.offset
 
     library = None
     if state.lowered.kernels:
         code, _ = generate_object({k.symbol: k.function for k in state.lowered.kernels}, state.target)
-        (folder / "k.o").write_bytes(code)
-        subprocess.run(["gcc", "-shared", "-o", str(folder / "k.so"), str(folder / "k.o"), "-lm"], check=True)
-        library = ctypes.CDLL(str(folder / "k.so"))
+        # A folder of its own: the dynamic linker gives a known path the library it loaded there before.
+        place = Path(tempfile.mkdtemp(dir=folder))
+        (place / "k.o").write_bytes(code)
+        subprocess.run(["gcc", "-shared", "-o", str(place / "k.so"), str(place / "k.o"), "-lm"], check=True)
+        library = ctypes.CDLL(str(place / "k.so"))
     for step in program.steps:
         if isinstance(step, CopyStep):
             ctypes.memmove(address(step.destination), address(step.source), step.bytes)

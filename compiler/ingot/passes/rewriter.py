@@ -97,7 +97,8 @@ class Rewriter:
         self.state = state
         self.visit = visit
         self.weights: dict[str, np.ndarray] = dict(state.weights)
-        self.builder = relax.BlockBuilder(state.module)
+        # A copy: setting "main" below would change the caller's module.
+        self.builder = relax.BlockBuilder(tvm.IRModule(dict(state.module.functions)))
         self.function = state.module["main"]
         self.map: dict[Expr, Expr] = {}
         self.definition: dict[Expr, Expr] = {}  # new variable -> the expression bound to it
