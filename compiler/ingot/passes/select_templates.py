@@ -8,7 +8,7 @@ from tvm import relax, te
 
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
-from ingot.schedules import conv2d, depthwise
+from ingot.schedules import conv2d, depthwise, resize
 from ingot.target import Target
 
 # FuseOps' pattern kind of an operator whose output may be followed by elementwise operators in one kernel.
@@ -21,6 +21,7 @@ def select_templates(state: State) -> State:
     Case 1: conv2d (NHWC, OHWI, one group, constant weights): `schedules.conv2d`.
     Case 2: depthwise conv2d (groups = channels = outputs): `schedules.depthwise`.
     Case 3: matmul with a constant 2-D right-hand side: `schedules.conv2d` as a 1x1 convolution.
+    Case 4: resize2d (NHWC, nearest or linear): `schedules.resize`, its tables as weights.
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
     target = state.target
@@ -33,6 +34,8 @@ def select_templates(state: State) -> State:
             result, count = _conv2d(rewriter, call, args, target)
         elif name == "relax.matmul":
             result, count = _matmul(rewriter, call, args, target)
+        elif name == "relax.image.resize2d":
+            result, count = _resize2d(rewriter, call, args), 0
         else:
             return None
         macs += count
@@ -103,3 +106,26 @@ def _matmul(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> t
     packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(ohwi, config.block))
     tensors = conv2d.compute_matmul(workload, config)
     return _call(rewriter, "matmul", tensors, [args[0], packed], call.ty), count
+
+
+def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+    """Case 4."""
+    attrs = call.attrs
+    if str(attrs.layout) != "NHWC":
+        return None
+    batch, height, width, channels = shape_of(args[0])
+    workload = resize.ResizeWorkload(
+        batch,
+        height,
+        width,
+        channels,
+        *shape_of(call)[1:3],
+        method=str(attrs.method),
+        coordinates=str(attrs.coordinate_transformation_mode),
+        rounding=str(attrs.rounding_method) or "round",
+        dtype=dtype_of(call),
+    )
+    if not workload.supported or dtype_of(args[0]) != dtype_of(call):
+        return None
+    tables = [rewriter.constant(table, "resize_table") for table in resize.all_tables(workload)]
+    return _call(rewriter, "resize2d", resize.compute(workload), [args[0], *tables], call.ty)

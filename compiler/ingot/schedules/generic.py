@@ -66,13 +66,14 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
     if lanes > 1:
         outer, inner = sch.split(last, [None, lanes])
         sch.vectorize(inner)
-        last = outer
-    task = sch.fuse(*loops[:-1], last) if len(loops) > 1 else last
-    if lanes > 1 or len(loops) == 1:
-        total = int(sch.get(task).extent)
-        chunk = _chunk(total)
-        if chunk > 1:
-            task, _ = sch.split(task, [None, chunk])
+        task = sch.fuse(*loops[:-1], outer)
+    elif len(loops) > 1:
+        task = sch.fuse(*loops[:-1])  # the contiguous loop stays whole: LLVM vectorises it where it can
+    else:
+        task = last
+    chunk = _chunk(int(sch.get(task).extent)) if lanes > 1 or len(loops) == 1 else 1
+    if chunk > 1:
+        task, _ = sch.split(task, [None, chunk])
     sch.parallel(task)
 
 
