@@ -395,13 +395,9 @@ def _read_bytes(path: Path) -> bytes:
     try:
         # Not blocking: a FIFO under this name must not hang the compiler.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise TargetError(
-            "cannot read the target file",
-            where=str(path),
-            found=error.strerror or str(error),
-            allowed="a readable file",
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        found = getattr(error, "strerror", None) or str(error)
+        raise TargetError("cannot read the target file", str(path), found, allowed="a readable file") from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)

@@ -71,24 +71,21 @@ def test_native_code_holds_no_foreign_instruction() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "less", "words"),
+    ("more", "less"),
     [
-        ("graviton-4", "graviton-3", None),
-        ("graviton-3", "graviton-2", "z[0-9]+\\.|smmla|usdot|sdot z"),
-        ("graviton-2", "raspberry-pi-4", None),
-        ("raspberry-pi-4-32bit", "beaglebone-black", None),
-        ("sapphirerapids", "znver4", None),
-        ("znver4", "x86-64-v4", "vpdp|bf16"),
-        ("x86-64-v4", "x86-64-v3", "zmm"),
-        ("x86-64-v3", "x86-64-v2", "ymm"),
+        ("graviton-4", "graviton-3"),
+        ("graviton-3", "graviton-2"),
+        ("graviton-2", "raspberry-pi-4"),
+        ("raspberry-pi-4-32bit", "beaglebone-black"),
+        ("sapphirerapids", "znver4"),
+        ("znver4", "x86-64-v4"),
+        ("x86-64-v4", "x86-64-v3"),
+        ("x86-64-v3", "x86-64-v2"),
     ],
 )
-def test_code_for_a_larger_cpu_is_foreign_to_a_smaller(more: str, less: str, words: str | None) -> None:
+def test_code_for_a_larger_cpu_is_foreign_to_a_smaller(more: str, less: str) -> None:
     need_tools(load_target(more).arch)
-    foreign = isa.foreign_instructions(kernels.object_for(load_target(more)), load_target(less))
-    assert foreign
-    if words and load_target(less).arch == "x86_64":  # the other disassembler does not name what it refuses
-        assert any(re.search(words, line) for line in foreign), foreign[:5]
+    assert isa.foreign_instructions(kernels.object_for(load_target(more)), load_target(less))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -257,6 +257,13 @@ def test_a_users_file_comes_before_the_shipped_one(tmp_path: Path, monkeypatch: 
     assert sum(t.name == "rk3588" for t in list_targets()) == 1
 
 
+def test_an_installed_package_carries_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ingot" / "targets").mkdir(parents=True)
+    write(tmp_path / "ingot" / "targets")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "ingot" / "target.py"))
+    assert [target.name for target in list_targets()] == ["my-board"]
+
+
 def test_a_missing_folder_in_the_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INGOT_TARGETS", str(tmp_path / "gone"))
     assert "INGOT_TARGETS" in (refusal("rk3588").where or "")
@@ -384,6 +391,7 @@ def test_a_large_file_is_not_read(tmp_path: Path, size: int, ok: bool) -> None:
 
 def test_what_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     assert "No such file" in (refusal(tmp_path / "gone.toml").found or "")
+    assert refusal("nul\0.toml").what == "cannot read the target file"
     (tmp_path / "folder.toml").mkdir()
     assert refusal(tmp_path / "folder.toml")
     os.mkfifo(tmp_path / "fifo.toml")
