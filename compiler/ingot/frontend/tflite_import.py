@@ -47,7 +47,7 @@ def import_tflite(source: Source, shape: Mapping[str, Sequence[int]] | None) -> 
         source_format="tflite",
         source_sha256=source.sha256,
         source_peak_bytes=importer.source_peak(inputs, outputs),
-        notices=notices,
+        notices=(*notices, *importer.notices()),
     )
 
 
@@ -119,6 +119,17 @@ class _Importer:
                 first = tensor_name(self.graph, int(operator.Outputs(0))) if operator.OutputsLength() else "nothing"
                 refused.setdefault(reason, []).append(f"#{number} -> {first}")
         refuse_operators(refused)
+
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about how this model is computed."""
+        operators = [self.graph.Operators(number) for number in range(self.graph.OperatorsLength())]
+        hybrid = sum(self.converter.is_hybrid(operator) for operator in operators)
+        if not hybrid:
+            return ()
+        return (
+            f"{hybrid} layers have int8 weights and float activations: they are computed in float, which TFLite rounds"
+            " to int8 in between",
+        )
 
     def _dtype(self, index: int, role: str) -> str:
         kind = self.graph.Tensors(index).Type()

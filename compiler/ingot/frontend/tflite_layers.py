@@ -9,7 +9,7 @@ import numpy as np
 from ingot.errors import UnsupportedError
 from ingot.frontend.tflite_ops import handles
 
-_INT32 = 2
+_INT8, _UINT8 = 9, 3
 
 
 def _padding(options: Any, sizes: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> list[int]:
@@ -24,8 +24,8 @@ def _padding(options: Any, sizes: tuple[int, int], kernel: tuple[int, int], dila
     return begins + ends
 
 
-def _weight(converter: Any, tensor: Any, shape: tuple[int, ...], order: tuple[int, ...], axis: int) -> Any:
-    """Weights reshaped, then transposed; dequantised along `axis` of the result if they are stored as integers."""
+def _weight(converter: Any, tensor: Any, shape: tuple[int, ...], order: tuple[int, ...], axis: int, exact: bool) -> Any:
+    """Weights reshaped, then transposed; widened to float along `axis` of the result if they are stored as integers."""
     from tvm import relax
 
     index = int(tensor.tensor_idx)
@@ -37,25 +37,92 @@ def _weight(converter: Any, tensor: Any, shape: tuple[int, ...], order: tuple[in
         value = converter.exp_tab.new_const(array, dtype=dtype, source_name=tensor.tensor.Name())
     if tensor.qnn_params is None:
         return value
-    return relax.op.dequantize(value, tensor.qnn_params["scale"], tensor.qnn_params["zero_point"], axis=axis)
+    scale = relax.const(1.0, "float32") if exact else tensor.qnn_params["scale"]
+    return relax.op.dequantize(value, scale, tensor.qnn_params["zero_point"], axis=axis)
 
 
-def _bias(converter: Any, source: Any, weight: Any, bias: Any) -> Any:
+def _bias(converter: Any, source: Any, weight: Any, bias: Any, exact: bool) -> Any:
     """The bias as float; a stored integer bias has the scale input * weight."""
     from tvm import relax
 
     value = converter.get_tensor_expr(bias)
     if source.qnn_params is None:
         return value
-    if bias.qnn_params is not None:
-        return converter.dequantize(value, bias)
-    scale = source.qnn_params["scale"].value.numpy() * weight.qnn_params["scale"].value.numpy()
-    return relax.op.dequantize(value, relax.const(scale.astype(np.float32)), relax.const(0, "int32"), axis=0)
+    scale = np.float32(1.0)
+    if not exact:
+        scale = source.qnn_params["scale"].value.numpy() * weight.qnn_params["scale"].value.numpy()
+    return relax.op.dequantize(value, relax.const(scale), relax.const(0, "int32"), axis=0)
 
 
-def _real(converter: Any, tensor: Any) -> Any:
+def _real(converter: Any, tensor: Any, exact: bool) -> Any:
+    from tvm import relax
+
     value = converter.get_tensor_expr(tensor)
+    if exact:
+        return relax.op.dequantize(value, relax.const(1.0, "float32"), tensor.qnn_params["zero_point"], axis=0)
     return value if tensor.qnn_params is None else converter.dequantize(value, tensor)
+
+
+def _is_exact(source: Any, weight: Any, output: Any) -> bool:
+    """Whether a layer is computed on whole numbers: 8-bit activations and weights on both ends."""
+    parts = (source, weight, output)
+    return all(item.qnn_params is not None and item.tensor.Type() in (_INT8, _UINT8) for item in parts)
+
+
+def _finish(converter: Any, sums: Any, parts: tuple[Any, Any, Any], activation: int, exact: bool) -> Any:
+    """A layer's output from its sums: scaled, rounded as TFLite rounds, limited by the activation.
+
+    TFLite multiplies the whole-number sum by a 31-bit fraction f and rounds, then divides by 2**s and rounds again
+    (halves upward), f * 2**-s being the ratio of scales. Rounding once instead is off by one in about one element of
+    2**(s+1), which is enough to change a classifier's answer: so this does the same two steps.
+    """
+    from tvm import relax
+
+    source, weight, output = parts
+    if not exact:
+        return converter.finish(sums, output, activation)
+    scales = [np.float64(item.qnn_params["scale"].value.numpy()) for item in parts]
+    ratio = np.atleast_1d(scales[0] * scales[1] / scales[2])
+    if not np.all(np.isfinite(ratio)) or np.any(ratio < 0):
+        raise UnsupportedError("a layer's scales are not usable", found=str(ratio[:4]), allowed="positive numbers")
+    fraction, exponent = np.frexp(ratio)
+    shift = np.clip(-exponent, 0, 31).astype(np.int32)
+    factor = (ratio * np.exp2(shift.astype(np.float64))).astype(np.float32)
+
+    def constant(array: np.ndarray, dtype: str) -> Any:
+        same = array.size == 1 or bool(np.all(array == array[0]))
+        return converter.exp_tab.new_const(array[0] if same else array, dtype=dtype, source_name=b"requantize")
+
+    scaled = relax.op.multiply(sums, constant(factor, "float32"))
+    negative = relax.op.less(scaled, relax.const(0.0, "float32"))
+    half = relax.op.where(negative, relax.const(-0.5, "float32"), relax.const(0.5, "float32"))
+    whole = converter.bb.emit(relax.op.astype(relax.op.add(scaled, half), "int32"))
+    if np.any(shift > 0):
+        middle = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0).astype(np.int32)
+        whole = relax.op.right_shift(relax.op.add(whole, constant(middle, "int32")), constant(shift, "int32"))
+    zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
+    low, high = _limits(converter, output, activation, float(scales[2].reshape(-1)[0]), zero)
+    shifted = relax.op.add(whole, relax.const(zero, "int32"))
+    limited = relax.op.minimum(relax.op.maximum(shifted, relax.const(low, "int32")), relax.const(high, "int32"))
+    return relax.op.astype(limited, converter.get_tensor_type_str(output.tensor.Type()))
+
+
+def _limits(converter: Any, output: Any, activation: int, scale: float, zero: int) -> tuple[int, int]:
+    """Smallest and largest stored value of an output after its activation (NONE, RELU, RELU_N1_TO_1, RELU6)."""
+    low, high = (-128, 127) if output.tensor.Type() == _INT8 else (0, 255)
+    bounds = {0: (None, None), 1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
+    if activation not in bounds:
+        name = str(converter.activation_fn_type.get(activation, activation))
+        raise UnsupportedError("a quantised layer has this activation", found=name, allowed="none, relu, relu6 or relu1")
+
+    def stored(value: float) -> int:
+        exact = np.float64(value) / np.float64(np.float32(scale))
+        return zero + int(np.trunc(exact + np.copysign(0.5, exact)))
+
+    least, most = bounds[activation]
+    low = low if least is None else max(low, stored(least))
+    high = high if most is None else min(high, stored(most))
+    return low, high
 
 
 def _inputs(converter: Any, operator: Any) -> tuple[Any, Any, Any]:
@@ -72,6 +139,7 @@ def _conv(converter: Any, operator: Any) -> Any:
 
     source, weight, bias = _inputs(converter, operator)
     output = converter.get_output_tensors(operator)[0]
+    exact = _is_exact(source, weight, output)
     depthwise = converter.name_of(operator) == "DEPTHWISE_CONV_2D"
     options = converter.options(operator, "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions")
     _, height, width, channels = converter.shape_of(source)
@@ -79,17 +147,17 @@ def _conv(converter: Any, operator: Any) -> Any:
     if depthwise:
         # Stored as [1, KH, KW, C * multiplier]: one output channel after the other, which is groups in HWOI.
         groups = channels
-        kernel = _weight(converter, weight, (rows, columns, last, 1), (0, 1, 2, 3), 2)
+        kernel = _weight(converter, weight, (rows, columns, last, 1), (0, 1, 2, 3), 2, exact)
         layout = "HWOI"
     else:
         if last == 0 or channels % last:
             raise UnsupportedError("input channels do not fit the weights", found=str(channels), allowed=f"times {last}")
         groups = channels // last
-        kernel = _weight(converter, weight, (first, rows, columns, last), (1, 2, 3, 0), 3)
+        kernel = _weight(converter, weight, (first, rows, columns, last), (1, 2, 3, 0), 3, exact)
         layout = "HWIO"
     dilation = (options.DilationHFactor(), options.DilationWFactor())
     result = relax.op.nn.conv2d(
-        _real(converter, source),
+        _real(converter, source, exact),
         kernel,
         strides=[options.StrideH(), options.StrideW()],
         padding=_padding(options, (height, width), (rows, columns), dilation),
@@ -99,8 +167,8 @@ def _conv(converter: Any, operator: Any) -> Any:
         kernel_layout=layout,
     )
     if bias is not None:
-        result = relax.op.add(result, _bias(converter, source, weight, bias))
-    return converter.finish(result, output, options.FusedActivationFunction())
+        result = relax.op.add(result, _bias(converter, source, weight, bias, exact))
+    return _finish(converter, result, (source, weight, output), options.FusedActivationFunction(), exact)
 
 
 @handles("FULLY_CONNECTED")
@@ -114,14 +182,15 @@ def _dense(converter: Any, operator: Any) -> Any:
         raise UnsupportedError("shuffled weights are not supported", found=str(options.WeightsFormat()), allowed="0")
     units, depth = converter.shape_of(weight)
     shape = converter.shape_of(source)
-    value = _real(converter, source)
+    exact = _is_exact(source, weight, output)
+    value = _real(converter, source, exact)
     if not options.KeepNumDims() and len(shape) != 2 or shape[-1] != depth:
         shape = (int(np.prod(shape)) // depth, depth)
         value = relax.op.reshape(value, shape)
-    result = relax.op.matmul(value, _weight(converter, weight, (units, depth), (1, 0), 1))
+    result = relax.op.matmul(value, _weight(converter, weight, (units, depth), (1, 0), 1, exact))
     if bias is not None:
-        result = relax.op.add(result, _bias(converter, source, weight, bias))
-    return converter.finish(result, output, options.FusedActivationFunction())
+        result = relax.op.add(result, _bias(converter, source, weight, bias, exact))
+    return _finish(converter, result, (source, weight, output), options.FusedActivationFunction(), exact)
 
 
 @handles("AVERAGE_POOL_2D", "MAX_POOL_2D")

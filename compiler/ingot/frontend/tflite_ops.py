@@ -30,6 +30,8 @@ _REFUSED = frozenset(
 )  # fmt: skip
 _FLOATS = (0, 1)
 
+HYBRID = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
+
 Handler = Callable[[Any, Any], Any]
 OWN: dict[str, Handler] = {}
 
@@ -143,11 +145,17 @@ def _converter_class() -> type:
             if not quantized:
                 return None
             float_ends = [item for item in (*inputs[:1], *outputs) if item.tensor.Type() in _FLOATS]
-            if float_ends and name not in ("QUANTIZE", "DEQUANTIZE", "DETECTION_POSTPROCESS"):
-                return f"{name} with dynamic-range quantised weights"
+            if float_ends and name not in ("QUANTIZE", "DEQUANTIZE"):
+                # Integer weights under float activations: the layers below widen them, nothing else can.
+                return None if name in HYBRID else f"{name} with dynamic-range quantised weights"
             if name not in OWN and name not in self._SUPPORTED_QUANTIZED_OPS:
                 return f"quantised {name}"
             return None
+
+        def is_hybrid(self, operator: tflite.Operator) -> bool:
+            """Whether a layer has integer weights but float activations."""
+            inputs = self.get_tensors(operator.InputsAsNumpy())
+            return self.name_of(operator) in HYBRID and inputs[0].qnn_params is None and inputs[1].qnn_params is not None
 
         def convert(self, operator: tflite.Operator) -> list[Any]:
             """The operator's outputs as Relax expressions."""
