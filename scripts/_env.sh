@@ -164,7 +164,7 @@ make_environment() {
             fail_with_log "python3 -m venv failed" "see the lines above"
     fi
     rm -f "$stamp"
-    watch_quietly "Python packages (about 300 MB to download)" "$python" -m pip install --progress-bar off \
+    watch_quietly "Python packages (about 400 MB to download)" "$python" -m pip install --progress-bar off \
         --disable-pip-version-check --no-input -e "${repo}[dev]" ||
         fail_with_log "pip install failed" "check the network (a proxy is set by https_proxy), then run $0 again"
     printf '%s\n%s\n' "$key" "${host_facts%%|*}" >"$stamp"

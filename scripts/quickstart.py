@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -37,7 +38,7 @@ import train_digits
 REPO = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4  # of max|error| / max|reference|
 LEAST_ACCURACY = 0.96
-MEASURE_SECONDS = 10.0
+MEASURE_SECONDS = 6.0
 SHADES = " ░▒▓█"
 
 Array = npt.NDArray[Any]
@@ -113,7 +114,7 @@ def facts_table(rows: list[tuple[str, RenderableType]]) -> Table:
 
 def compiled_row(compiled: Compiled) -> tuple[str, str]:
     """How long the compilation took, now or earlier."""
-    when = " (kept from an earlier run; --fresh compiles again)" if compiled.reused else ""
+    when = " (earlier; --fresh compiles again)" if compiled.reused else ""
     return "compiled", f"in [b]{compiled.seconds:.1f} s[/] for this machine{when}"
 
 
@@ -265,9 +266,11 @@ def resnet50(folder: Path, fresh: bool) -> bool:
 
 def what_next(folder: Path) -> None:
     """The commands to try next."""
-    where = os.path.relpath(folder)
+    where = os.path.relpath(folder, REPO)
     console.print(Rule("[b]Try next", align="left", style="dim"))
+    elsewhere = [(f"cd {shlex.quote(str(REPO))}", "")] if Path.cwd() != REPO else []
     commands = [
+        *elsewhere,
         (". .venv/bin/activate", "so that the shell finds ingot"),
         ("ingot targets", "the boards it compiles for"),
         (f"ingot inspect {where}/resnet50.so", "what is inside"),
@@ -275,7 +278,7 @@ def what_next(folder: Path) -> None:
         (f"ingot compile {where}/digits.onnx --target raspberry-pi-4 -o pi4.so", ""),
     ]
     for command, why in commands:
-        console.print(f"  [b]{command}[/]{' ' * max(2, 46 - len(command))}[dim]{why}", soft_wrap=True)
+        console.print(f"  [b]{command}[/]{' ' * max(2, 50 - len(command))}[dim]{why}", soft_wrap=True)
 
 
 def processor() -> str:

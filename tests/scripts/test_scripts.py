@@ -108,7 +108,7 @@ def test_the_quickstart_shows_both_models_and_reuses_what_it_made(repo: Path, tm
     for run in (1, 2):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("kept from an earlier run") == (0 if run == 1 else 2)
+        assert done.stdout.count("--fresh compiles again") == (0 if run == 1 else 2)
         accuracy = re.search(r"(\d+) of 360 unseen digits, ([\d.]+)%", done.stdout)
         assert accuracy and float(accuracy[2]) >= 96
         error = re.search(r"largest error / largest value = ([\d.e+-]+)", done.stdout)
