@@ -46,9 +46,7 @@ def relax_state(
             result = builder.emit_output(relax.Tuple(list(body(builder.emit, *params))))
         builder.emit_func_output(result)
     module = builder.finalize()
-    outputs = [
-        TensorSpec(f"out{i}", dtype_of(out), shape_of(out)) for i, out in enumerate(outputs_of(module["main"]))
-    ]
+    outputs = [TensorSpec(f"out{i}", dtype_of(out), shape_of(out)) for i, out in enumerate(outputs_of(module["main"]))]
     imported = Imported(
         module=module,
         weights=dict(weights),
@@ -120,7 +118,9 @@ def finish(state: State, start: str = "simplify") -> State:
     return run_steps(state, *names[names.index(start) :])
 
 
-def numbers(state: State, feeds: Sequence[Array], folder: Path, start: str = "simplify", pieces: int = 1) -> list[Array]:
+def numbers(
+    state: State, feeds: Sequence[Array], folder: Path, start: str = "simplify", pieces: int = 1
+) -> list[Array]:
     """Run the rest of the pipeline from `start` on and compute the outputs."""
     return execute(finish(state, start), list(feeds), folder, pieces)
 

@@ -56,9 +56,7 @@ def reference(state, feeds, folder):
 def test_case_1_a_scale_goes_into_the_weight(tmp_path, kind):
     w_shape, x_shape, make, vector = LINEAR[kind]
     w, s = normal(w_shape, 1), normal(vector, 2)
-    state = relax_state(
-        {"x": x_shape}, {"w": w, "s": s}, lambda e, x, w, s: [e(op.multiply(e(make(x, w)), s))]
-    )
+    state = relax_state({"x": x_shape}, {"w": w, "s": s}, lambda e, x, w, s: [e(op.multiply(e(make(x, w)), s))])
     new = run_steps(state, "fold_batch_norm")
     assert len(ops(new)) == 1
     assert [v.shape for v in new.weights.values()] == [w_shape]
@@ -97,9 +95,7 @@ def test_case_3_two_shifts_are_one(tmp_path):
 
 def test_case_3_shifts_that_would_grow_stay(tmp_path):
     row, column = normal((4, 1), 1), normal((1, 5), 2)
-    state = relax_state(
-        {"x": (4, 5)}, {"r": row, "c": column}, lambda e, x, r, c: [e(op.add(e(op.add(x, r)), c))]
-    )
+    state = relax_state({"x": (4, 5)}, {"r": row, "c": column}, lambda e, x, r, c: [e(op.add(e(op.add(x, r)), c))])
     new = run_steps(state, "fold_batch_norm")
     assert ops(new) == ["add", "add"]
     x = normal((4, 5))

@@ -70,9 +70,7 @@ def test_case_1_equal_results_are_stored_once():
 
 
 def test_case_1_a_scalar_keeps_its_rank(tmp_path):
-    state = folded(
-        {"x": (3,)}, {"w": np.array(4.0, np.float32)}, lambda e, x, w: [e(op.multiply(x, e(op.sqrt(w))))]
-    )
+    state = folded({"x": (3,)}, {"w": np.array(4.0, np.float32)}, lambda e, x, w: [e(op.multiply(x, e(op.sqrt(w))))])
     assert ops(state) == ["multiply"]
     x = normal((3,))
     close(numbers(state, [x], tmp_path)[0], x * 2)

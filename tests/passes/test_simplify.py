@@ -42,9 +42,7 @@ def test_case_2_a_chain_of_reshapes_is_one(tmp_path):
 
 
 def test_case_2_a_chain_that_ends_where_it_began_is_nothing(tmp_path):
-    state = simplified(
-        {"x": (4, 3)}, {}, lambda e, x: [e(op.nn.relu(e(op.reshape(e(op.reshape(x, (12,))), (4, 3)))))]
-    )
+    state = simplified({"x": (4, 3)}, {}, lambda e, x: [e(op.nn.relu(e(op.reshape(e(op.reshape(x, (12,))), (4, 3)))))])
     assert ops(state) == ["nn.relu"]
     x = normal((4, 3))
     close(numbers(state, [x], tmp_path)[0], np.maximum(x, 0))

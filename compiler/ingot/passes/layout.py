@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from ingot.passes.conv_transpose import as_convolution
 from ingot.passes.rewriter import Rewriter, dtype_of, is_tensor, op_name, rebuild, rewrite, shape_of
 from ingot.passes.state import State
 
@@ -33,7 +34,7 @@ def nhwc_layout(state: State) -> State:
 
     A value that an NCHW operator makes is kept in NHWC, and its NCHW form is made only if someone asks for it.
 
-    Case 1: conv2d, conv2d_transpose, pooling and resize in NCHW are rewritten in NHWC; their weights to OHWI/IHWO.
+    Case 1: conv2d, pooling and resize in NCHW are rewritten in NHWC, weights to OHWI; conv2d_transpose as conv2d.
     Case 2: an elementwise operator with an operand kept in NHWC works in NHWC; other operands are brought there.
     Case 3: concat, split, softmax, reductions and quantize move their axis.
     Case 4: a transpose of a value kept in NHWC composes with it (TO_NHWC itself costs nothing).
@@ -147,20 +148,21 @@ class _Layout:
                 weight = rewriter.emit(relax.op.permute_dims(weight, order))
         nchw = str(attrs.data_layout) == "NCHW"
         data = self.as_nhwc(rewriter, args[0]) if nchw else self.as_nchw(rewriter, args[0])
-        common = {
-            "strides": list(attrs.strides),
-            "padding": list(attrs.padding),
-            "dilation": list(attrs.dilation),
-            "groups": int(attrs.groups),
-            "data_layout": "NHWC",
-            "kernel_layout": wanted,
-            "out_layout": "NHWC",
-            "out_dtype": dtype_of(call),
-        }
         if transposed:
-            out = relax.op.nn.conv2d_transpose(data, weight, output_padding=list(attrs.output_padding), **common)
+            out = as_convolution(rewriter, call, data, weight)
         else:
-            out = relax.op.nn.conv2d(data, weight, **common)
+            out = relax.op.nn.conv2d(
+                data,
+                weight,
+                strides=list(attrs.strides),
+                padding=list(attrs.padding),
+                dilation=list(attrs.dilation),
+                groups=int(attrs.groups),
+                data_layout="NHWC",
+                kernel_layout="OHWI",
+                out_layout="NHWC",
+                out_dtype=dtype_of(call),
+            )
         return self.keep(rewriter, out) if nchw else out
 
     def pool(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
