@@ -371,7 +371,7 @@ _FLAGS = {
     "hwdiv=idiva+idivt|asimd",
     "riscv64": "m a f d c v zba zbb zbs zfh",
 }
-_ARMV8 = {"lse": 1, "rdm": 1, "fullfp16": 2, "dotprod": 2, "sve": 2, "fp16fml": 2, "rcpc": 3, "i8mm": 6, "bf16": 6}
+_ARMV8 = {"lse": 1, "rdm": 1, "fullfp16": 2, "dotprod": 2, "sve": 2, "fp16fml": 2, "rcpc": 2, "i8mm": 6, "bf16": 6}
 
 
 def _process_machine() -> tuple[str, int]:
@@ -394,7 +394,7 @@ def _cpu_flags(arch: str) -> set[str]:
             value = next(line.partition(":")[2].lower() for line in cpuinfo if line.split(":")[0].strip() == wanted)
     except (OSError, StopIteration):
         return set()
-    if arch != "riscv64":
+    if arch != "riscv64" or not value.strip():
         return set(value.split())
     letters, *extensions = value.strip().split("_")  # rv64imafdc_zba_zbb; kernels before 6.4 do not tell of z...
     extensions = extensions if any(e[:1] == "z" for e in extensions) else ["zba", "zbb", "zbs", "zfh"]
@@ -443,10 +443,10 @@ def _check_libc(file: _File, meta: dict[str, Any]) -> str:
         here = os.confstr("CS_GNU_LIBC_VERSION") or "musl"  # "glibc 2.36"
     except (ValueError, OSError):
         here = "musl"
-    target = meta["target"]
-    want = f"{'glibc' if target['libc'] == 'gnu' else target['libc']} {target['libc_version']}".strip()
-    wanted, mine = ([int(n) for n in v[6:].split(".") if n.isdecimal() and len(n) < 9] for v in (want, here))
-    if want[:5] != here[:5] or (want.startswith("glibc") and wanted > mine):
+    libc, version = meta["target"]["libc"], meta["target"]["libc_version"]
+    want = f"{'glibc' if libc == 'gnu' else libc} {version}".strip()
+    wanted, mine = ([int(n) for n in v.split(".") if n.isdecimal() and len(n) < 9] for v in (version, here[6:]))
+    if libc != ("musl" if here == "musl" else "gnu") or (libc == "gnu" and wanted > mine):
         file.refuse(f"built for {want} or later; this system has {here}", hint=_RECOMPILE)
     return f"{want} or later needed, {here} here"
 
@@ -767,6 +767,8 @@ class Model:
         with self._lock:
             status = self._api.selftest(self._open(), ctypes.byref(error))
             text = _text(self._api.last_error(self._handle)) if status else ""
+        if status and not self.metadata["selftest"]:
+            raise RunError("the artifact holds no selftest", self._where, hint="compile without --no-selftest")
         if status:
             raise RunError("the selftest failed", self._where, text or f"status {status}")
         return error.value
