@@ -55,7 +55,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def native_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with entry.c, weights.S and its data, and the kernels as C: what another compiler can build."""
     folder = tmp_path_factory.mktemp("sources")
-    program, imported, board, selftest = handmade("x86-64-v2")
+    program, imported, board, selftest = handmade()
     sources = package(program, imported, board, precision="fp32", selftest=selftest).sources
     for name, data in sources.files.items():
         (folder / name).write_bytes(data)
