@@ -9,7 +9,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from ingot.errors import CompilerError
-from ingot.schedules import conv2d, depthwise, generic
+from ingot.schedules import border, conv2d, depthwise, generic
 from ingot.target import Target
 
 
@@ -48,7 +48,7 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
             generic.schedule_reduction(sch, block, target)
         else:
             generic.schedule_elementwise(sch, block, target)
-    return sch.mod["main"]
+    return border.specialise(sch.mod["main"])
 
 
 def _is_scheduled(sch: Any, block: Any) -> bool:  # noqa: ANN401

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from ingot.schedules.padding import copy_patch, pad_nhwc
+from ingot.schedules.border import guarded_load, mark
 from ingot.schedules.vector import annotate_block, ceil_div, lanes_for, registers
 from ingot.target import Target
 
@@ -73,6 +73,12 @@ def pack_weight(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight[:, :, :, 0].transpose(1, 2, 0))
 
 
+def _window(w: DepthwiseWorkload) -> list[int]:
+    """Return what `border.mark` needs: height, width, strides, dilation of rows, extent in columns, top, left."""
+    span = (w.kernel[1] - 1) * w.dilation[1] + 1
+    return [w.height, w.width, *w.strides, w.dilation[0], span, w.padding[0], w.padding[1]]
+
+
 def compute(workload: DepthwiseWorkload, config: DepthwiseConfig) -> list[Any]:
     """Return the TE tensors [data NHWC, packed weight, output NHWC]."""
     w = workload
@@ -81,17 +87,16 @@ def compute(workload: DepthwiseWorkload, config: DepthwiseConfig) -> list[Any]:
     data = te.placeholder((w.batch, w.height, w.width, w.channels), w.dtype, name="data")
     weight = te.placeholder((kh, kw, w.channels), w.dtype, name="weight")
     tiled = ceil_div(w.out_width, config.pixels) * config.pixels
-    need_h = (w.out_height - 1) * sh + (kh - 1) * dh + 1
-    need_w = (tiled - 1) * sw + (kw - 1) * dw + 1
-    source = pad_nhwc(data, w.padding[0], w.padding[1], need_h, need_w)
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
     conv = te.compute(
         (w.batch, w.out_height, tiled, w.channels),
         lambda n, y, x, c: te.sum(
-            source[n, y * sh + ry * dh, x * sw + rx * dw, c] * weight[ry, rx, c], axis=[ry, rx]
+            guarded_load(data, n, y * sh + ry * dh - w.padding[0], x * sw + rx * dw - w.padding[1], c)
+            * weight[ry, rx, c],
+            axis=[ry, rx],
         ),
         name="depthwise",
-        attrs=annotate_block("depthwise", "depthwise", config),
+        attrs={**annotate_block("depthwise", "depthwise", config), "ingot.window": _window(w)},
     )
     shape = (w.batch, w.out_height, w.out_width, w.channels)
     return [data, weight, te.compute(shape, lambda n, y, x, c: conv[n, y, x, c], name="depthwise_out")]
@@ -99,6 +104,8 @@ def compute(workload: DepthwiseWorkload, config: DepthwiseConfig) -> list[Any]:
 
 def schedule(sch: Any, anchor: Any, output: Any, config: DepthwiseConfig, target: Target) -> None:  # noqa: ANN401
     """Schedule the tile; the block between `anchor` and `output` has been inlined."""
+    height, width, sh, sw, row_dilation, span, top, left = (int(v) for v in sch.get(anchor).annotations["ingot.window"])
+    sch.unannotate(anchor, "ingot.window")
     n, y, x, c = sch.get_loops(output)
     x_tiles, x_inner = sch.split(x, [None, config.pixels])
     c_tiles, c_registers, c_lanes = sch.split(c, [None, config.block // config.lanes, config.lanes])
@@ -117,4 +124,4 @@ def schedule(sch: Any, anchor: Any, output: Any, config: DepthwiseConfig, target
     for loop in (px, w_registers, rx):
         sch.unroll(loop)
     sch.decompose_reduction(anchor, ry)
-    copy_patch(sch, c_tiles, target)
+    mark(sch, ry, x_tiles, tile=config.pixels, height=(height, sh, row_dilation, top), width=(width, sw, span, left))
