@@ -29,7 +29,7 @@ static int open_one(const char *path) {
 
 int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
-        int how;
+        int how = 0;
         fflush(stdout);
         pid_t child = fork();
         if (!child) _exit(open_one(argv[i]));
