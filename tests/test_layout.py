@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "compiler" / "ingot"
 
 ROOMS = {"runtime", "errors", "architectures", "native", "target", "program", "frontend", "schedules", "passes"}
-ROOMS |= {"autotune", "packager"}
+ROOMS |= {"autotune", "packager", "emulator"}
 # Each room and the rooms it may import, besides itself. The order is the data flow's.
 ALLOWED: dict[str, set[str]] = {
     "runtime": set(),
@@ -26,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     # The lowering step asks schedules for each kernel, so this is the one edge that looks upside down.
     "passes": {"errors", "target", "frontend", "schedules", "program"},
     "autotune": {"errors", "target", "frontend", "schedules", "passes", "program"},
-    "packager": {"errors", "architectures", "native", "target", "program", "frontend", "runtime"},
+    "packager": {"errors", "architectures", "native", "target", "program", "frontend", "schedules", "runtime"},
     # Builds a program that runs an artifact under qemu-user: for the command line and for tests.
     "emulator": {"errors", "architectures", "target", "packager", "runtime"},
     # These two call the rooms in order; driver may use all of them, cli also driver and the emulator.
@@ -39,11 +40,11 @@ ALLOWED: dict[str, set[str]] = {
 ROOT_USERS = {"packager", "driver", "cli"}
 LINE_LIMIT = 600
 CODE = (".py", ".c", ".h", ".cpp", ".sh")
-RUNTIME_LINE_LIMIT = 1000
+RUNTIME_LINE_LIMIT = 1000  # what goes into every artifact
 
 
 def sources(*suffixes: str) -> list[Path]:
-    folders = ("compiler", "tests", "scripts", "docs")
+    folders = ("compiler", "tests", "scripts", "examples")
     return sorted(
         p
         for folder in folders
@@ -146,9 +147,17 @@ def test_no_file_is_too_long() -> None:
     assert not {name: n for name, n in lines.items() if n > LINE_LIMIT}, f"split them: the limit is {LINE_LIMIT} lines"
 
 
+def code_lines(source: str) -> int:
+    """Lines of C that hold code: comments and blank lines are free, so that nobody saves on them."""
+    bare = re.sub(r"/\*.*?\*/|//[^\n]*", "", source, flags=re.DOTALL)
+    return sum(1 for line in bare.splitlines() if line.strip())
+
+
 def test_the_runtime_stays_small() -> None:
-    lines = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in (PACKAGE / "runtime").glob("*.[ch]")}
-    assert lines, "no C files in the runtime"
+    from ingot.packager.link import RUNTIME_FILES
+
+    assert code_lines("/* a\n b */\nint x; // c\n\nint y; /* d */\n") == 2
+    lines = {name: code_lines((PACKAGE / "runtime" / name).read_text("utf-8")) for name in RUNTIME_FILES}
     assert sum(lines.values()) < RUNTIME_LINE_LIMIT, lines
 
 

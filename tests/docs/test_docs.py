@@ -6,7 +6,6 @@ The fenced blocks of a page run in order, in one folder that holds digits.onnx: 
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -14,13 +13,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import train_digits
-
 REPO = Path(__file__).resolve().parents[2]
-PAGES = [REPO / "README.md", REPO / "CHANGELOG.md", *sorted((REPO / "docs").rglob("*.md"))]
+PAGES = [
+    REPO / "README.md",
+    REPO / "CHANGELOG.md",
+    REPO / "examples" / "README.md",
+    *sorted((REPO / "docs").rglob("*.md")),
+]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 # Programs that a block of kind `text` may name: they need a board, a network, or are this very test run.
 NOT_RUN = {"scp", "ssh", "mv", "python3", "cc", "scripts/quickstart", "scripts/test"}
@@ -49,23 +50,10 @@ def runnable(page: Path) -> bool:
     return any(block.language in {"sh", "python"} for block in blocks(page))
 
 
-@pytest.fixture(scope="session")
-def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """digits.onnx with untrained weights: the documentation needs its shape, not its accuracy."""
-    path = tmp_path_factory.mktemp("digits") / "digits.onnx"
-    train_digits.save_onnx(train_digits.Network(np.random.default_rng(0)), path)
-    return path
-
-
-def environment() -> dict[str, str]:
-    # The first python, and the first ingot, on the PATH are the ones that run this test.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(REPO / "compiler"), "COLUMNS": "120"}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=lambda p: p.name)
-def test_the_commands_of_a_page_run(page: Path, digits_model: Path, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("docs")
+@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=lambda p: str(p.relative_to(REPO)))
+def test_the_commands_of_a_page_run(page: Path, digits_model: Path, shell: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "digits.onnx").write_bytes(digits_model.read_bytes())
     for block in blocks(page):
         if block.language == "c":
@@ -77,7 +65,7 @@ def test_the_commands_of_a_page_run(page: Path, digits_model: Path, tmp_path: Pa
         done = subprocess.run(
             [*command, block.body],
             cwd=tmp_path,
-            env=environment(),
+            env=shell,
             capture_output=True,
             text=True,
             timeout=300,
@@ -87,7 +75,7 @@ def test_the_commands_of_a_page_run(page: Path, digits_model: Path, tmp_path: Pa
         assert done.returncode == 0, f"{where} ended with {done.returncode}\n{block.body}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_each_block_says_what_it_is(page: Path) -> None:
     for block in blocks(page):
         where = f"{page.relative_to(REPO)}:{block.line}"
@@ -97,7 +85,7 @@ def test_each_block_says_what_it_is(page: Path) -> None:
         assert bool(block.file) == (block.language == "c"), f"{where}: a C block names its file, no other does"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_only_what_cannot_run_here_is_text(page: Path) -> None:
     for block in (b for b in blocks(page) if b.language == "text"):
         for line in block.body.splitlines():
@@ -106,7 +94,7 @@ def test_only_what_cannot_run_here_is_text(page: Path) -> None:
                 assert program in NOT_RUN or program.startswith("./"), f"{page.name}: {program!r} could be run"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
