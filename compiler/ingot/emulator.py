@@ -120,8 +120,7 @@ def _pairs(specs: Sequence[dict[str, Any]], feeds: Sequence[Array]) -> list[tupl
 
 
 def _dtype(spec: dict[str, Any]) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype("uint16" if spec["dtype"] == "bfloat16" else spec["dtype"])
-    return dtype.newbyteorder("<")
+    return np.dtype("uint16" if spec["dtype"] == "bfloat16" else spec["dtype"])
 
 
 def _fit(spec: dict[str, Any], array: Array) -> Array:

@@ -1,0 +1,208 @@
+"""Arrays from .npy and .npz files for one model's inputs, read only if they fit: the header of such a file can lie.
+
+Nothing is unpickled. The header is compared with the model first; then exactly the bytes the model needs are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from ingot.errors import InputError
+
+if TYPE_CHECKING:
+    from ingot.runtime.loader import TensorSpec
+
+    Array = np.ndarray[Any, Any]
+
+_NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
+_EMPTY_ZIP = b"PK\x05\x06"
+_MAX_HEADER = 10_000
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a .npy header claims: dtype, shape, and whether the elements are in Fortran order."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+
+
+def kind_of(path: Path) -> str:
+    """Decide by content what a data file is: "npy", "npz" or "other". Raises InputError if it cannot be read."""
+    with _open(path) as file:
+        head = file.read(6)
+    return "npy" if head == _NPY else "npz" if head[:4] in (_ZIP, _EMPTY_ZIP) else "other"
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading. Raises InputError."""
+    try:
+        # Not blocking: a FIFO that nobody writes to must not hang.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        found = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError("cannot open the input file", where=str(path), found=found, hint="check the path") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        allowed = "a .npy, .npz, .png or .jpg file"
+        raise InputError("the input is not a file", where=str(path), found="a folder or device", allowed=allowed)
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+def _header(stream: IO[bytes], where: str) -> Header:
+    """Read a .npy header. Raises InputError for what is none, and for a version that only structured arrays need."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read is None:
+            raise ValueError(f"version {version[0]}.{version[1]} of the format, which only structured arrays use")
+        shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
+        if any(n < 0 for n in shape):
+            raise ValueError(f"negative dimensions {shape}")
+    except (*_BROKEN, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        found = " ".join(str(error).split())[:200]
+        raise InputError("the array file is damaged", where=where, found=found, allowed="a file of np.save") from None
+    return Header(dtype, tuple(shape), bool(fortran))
+
+
+def _stand_in(header: Header, where: str) -> Array:
+    """An array of the header's dtype and shape without its memory, for the model to refuse in its own words."""
+    try:
+        return np.broadcast_to(np.empty((), header.dtype), header.shape)
+    except (ValueError, MemoryError, OverflowError):
+        found = f"shape {header.shape}"[:200]
+        raise InputError("the array file claims an impossible size", where=where, found=found) from None
+
+
+def _read(stream: IO[bytes], header: Header, count: int, where: str) -> bytes:
+    data = b""
+    try:
+        data = stream.read(count)
+    except _BROKEN as error:
+        found = " ".join(str(error).split())[:200]
+        raise InputError("the array file is damaged", where=where, found=found) from None
+    if len(data) != count:
+        raise InputError(
+            "the array file is truncated",
+            where=where,
+            found=f"{len(data)} bytes of data",
+            allowed=f"{count} bytes, for {header.dtype} {list(header.shape)}",
+        )
+    return data
+
+
+def _matches(header: Header, spec: TensorSpec) -> bool:
+    # NumPy has no bfloat16: arrays of ml_dtypes.bfloat16 are saved as two opaque bytes.
+    raw = spec.type == "bfloat16" and header.dtype == np.dtype("V2")
+    return raw or header.dtype == spec.dtype
+
+
+def _load(stream: IO[bytes], spec: TensorSpec, where: str) -> Array:
+    """The array if it is what `spec` asks for, else a stand-in that the model will refuse."""
+    header = _header(stream, where)
+    if not _matches(header, spec) or header.shape != spec.shape:
+        return _stand_in(header, where)
+    data = _read(stream, header, spec.nbytes, where)
+    return np.frombuffer(data, spec.dtype).reshape(spec.shape, order="F" if header.fortran else "C")
+
+
+def load_npy(path: Path, spec: TensorSpec) -> Array:
+    """The array in a .npy file, of any dtype and shape; with data only if they are the model's. Raises InputError."""
+    with _open(path) as file:
+        return _load(file, spec, str(path))
+
+
+class Archive:
+    """The arrays of a .npz file, by name. Raises InputError where it is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = contextlib.ExitStack()
+        file = self._stack.enter_context(_open(path))
+        try:
+            self._zip = self._stack.enter_context(zipfile.ZipFile(file))
+        except _BROKEN as error:
+            self._stack.close()
+            found = " ".join(str(error).split())[:200]
+            raise InputError("the .npz file is damaged", where=str(path), found=found) from None
+        self.names = [name.removesuffix(".npy") for name in self._zip.namelist()]
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def _member(self, name: str) -> IO[bytes]:
+        inside = f"{name}.npy" if f"{name}.npy" in self._zip.namelist() else name
+        try:
+            return self._zip.open(inside)
+        except (*_BROKEN, KeyError) as error:
+            found = " ".join(str(error).split())[:200]
+            raise InputError("the .npz file is damaged", where=self._where(name), found=found) from None
+
+    def _where(self, name: str) -> str:
+        return f"{self._path}, array {name!r}"
+
+    def load(self, name: str, spec: TensorSpec) -> Array:
+        """One array, as `load_npy` gives it."""
+        with self._member(name) as stream:
+            return _load(stream, spec, self._where(name))
+
+    def samples(self, name: str, spec: TensorSpec) -> tuple[int, Iterator[Array]]:
+        """How many samples an array holds, and these, read one at a time.
+
+        An array of exactly the model's shape is one sample; one with more rows along a first dimension that is 1 in
+        the model holds a sample in each row. Anything else comes as one stand-in, for the model to refuse.
+        """
+        stream = self._member(name)
+        self._stack.callback(stream.close)
+        header, where = _header(stream, self._where(name)), self._where(name)
+        many = spec.shape[:1] == (1,) and header.shape[1:] == spec.shape[1:] and len(header.shape) == len(spec.shape)
+        if header.shape != spec.shape and (not many or header.fortran or not header.shape[0]):
+            return 1, iter([_stand_in(header, where)])
+        if not _matches(header, spec):
+            return 1, iter([_stand_in(header, where)])
+        count = header.shape[0] if many else 1
+
+        def rows() -> Iterator[Array]:
+            for _ in range(count):
+                data = _read(stream, header, spec.nbytes, where)
+                yield np.frombuffer(data, spec.dtype).reshape(spec.shape, order="F" if header.fortran else "C")
+
+        return count, rows()
+
+
+def npy_bytes(array: Array) -> bytes:
+    """The bytes of a .npy file."""
+    import io
+
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def npz_bytes(arrays: dict[str, Array]) -> bytes:
+    """The bytes of an uncompressed .npz file, the same for the same arrays whenever it is written."""
+    import io
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            # Not np.savez: it takes names as keyword arguments, and a model may call an output "file".
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), npy_bytes(array))
+    return buffer.getvalue()

@@ -1,0 +1,98 @@
+"""How things look in the terminal: sizes, tables, escaped names. Plain text when the output is not a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+#: Columns when the output is a file or a pipe: rows stay on one line, where grep finds them.
+PIPED_WIDTH = 160
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for text that comes from models and files: no markup, no colours outside terminals."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPED_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def clean(text: object) -> str:
+    """Text from a file with everything escaped that a terminal would take for a command."""
+    string = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in string)
+
+
+def size(count: float) -> str:
+    """Bytes for people: `512 B`, `1.2 KiB`, `14.0 MiB`."""
+    if count < 1024:
+        return f"{count:g} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if count < 1024:
+            break
+    return f"{count:.1f} {unit}"
+
+
+def number(count: float) -> str:
+    """A count for people: `950`, `3.87 thousand`, `301 million`, `4.09 billion`."""
+    for limit, unit in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
+        if count >= limit:
+            return f"{count / limit:.3g}{unit}" if count / limit < 999.5 else f"{count / limit:.0f}{unit}"
+    return f"{count:g}"
+
+
+def shape(dims: Iterable[Any]) -> str:
+    """A shape as the command line writes it: `1,3,224,224`; `scalar` for rank 0."""
+    return ",".join("?" if d is None else clean(d) for d in dims) or "scalar"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time with three significant digits: `0.0123 ms`, `6.47 ms`, `1280 ms`."""
+    value = seconds * 1e3
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def facts(out: Console, rows: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
+    """Print `name  value` lines, values aligned and wrapped in their column."""
+    listed = list(rows)
+    column = indent + max((len(name) for name, _ in listed), default=0) + 2
+    for name, value in listed:
+        lines = textwrap.wrap(value, max(20, out.width - column), break_on_hyphens=False) or [""]
+        head = Text(f"{'':{indent}}{name:{column - indent}}", style="bold")
+        out.print(head + Text(lines[0]), *(Text(" " * column + line) for line in lines[1:]), sep="\n", soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Sequence[str] = ()) -> Table:
+    """A table with one line under its head; the columns named in `right` are numbers."""
+    result = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for column in columns:
+        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return result
+
+
+def show(out: Console, content: Table) -> None:
+    """Print a table; in a pipe or file without the blanks that fill the last column."""
+    if out.is_terminal:
+        out.print(content)
+        return
+    with out.capture() as capture:
+        out.print(content)
+    for line in capture.get().splitlines():
+        out.print(Text(line.rstrip()), soft_wrap=True)
+
+
+def verdict(ok: bool | None) -> Text:
+    """Yes, no, or nothing to say."""
+    if ok is None:
+        return Text("-")
+    return Text("yes", style="green") if ok else Text("no", style="bold red")

@@ -1,0 +1,92 @@
+"""The interpreters that a compiled model is compared with, and the compiled model itself, behind one small face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+#: Runs once on what the dictionary of inputs holds at that time, and gives the outputs in the model's order.
+Runner = Callable[[], list[Array]]
+
+
+def _ingot(model: Path, threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
+    from ingot.runtime import loader
+
+    def create() -> Runner:
+        net = loader.load(model, threads=threads)
+
+        def run() -> list[Array]:
+            # By place: another library of the same model may have other names.
+            outputs = net(*inputs.values())
+            return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+        return run
+
+    return create
+
+
+def _onnxruntime(model: Path, threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
+    import onnxruntime
+
+    def create() -> Runner:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return lambda: [np.asarray(v) for v in session.run(None, inputs)]
+
+    return create
+
+
+def _litert(model: Path, threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    def create() -> Runner:
+        net = Interpreter(model_path=str(model), num_threads=threads)
+        # By place: LiteRT lists tensors in the model's order, and two of them may have one name.
+        slots = net.get_input_details()
+        for slot, array in zip(slots, inputs.values(), strict=True):
+            if tuple(slot["shape"]) != array.shape:
+                net.resize_tensor_input(slot["index"], array.shape, strict=True)
+        net.allocate_tensors()
+        results = [slot["index"] for slot in net.get_output_details()]
+
+        def run() -> list[Array]:
+            for slot, array in zip(slots, inputs.values(), strict=True):
+                net.set_tensor(slot["index"], array)
+            net.invoke()
+            return [np.asarray(net.get_tensor(index)) for index in results]
+
+        return run
+
+    return create
+
+
+def _reference(model: Path, _threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
+    from onnx.reference import ReferenceEvaluator
+
+    def create() -> Runner:
+        net = ReferenceEvaluator(str(model))
+        return lambda: [np.asarray(v) for v in net.run(None, inputs)]
+
+    return create
+
+
+#: Engine -> a function that imports it, which gives a function that loads the model, which gives a Runner.
+ENGINES: dict[str, Callable[[Path, int, dict[str, Array]], Callable[[], Runner]]] = {
+    "ingot": _ingot,
+    "onnxruntime": _onnxruntime,
+    "litert": _litert,
+    "reference": _reference,
+}
+#: Engine -> the package to install for it.
+PACKAGES = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert", "reference": "onnx"}
+
+
+def engines_for(source_format: str) -> Sequence[str]:
+    """Engines that can judge a model of a format, the best first."""
+    return ("litert",) if source_format == "tflite" else ("onnxruntime", "reference")
