@@ -245,7 +245,9 @@ CASES: tuple[Case, ...] = (
     Case(
         "deeplabv3_fp32/deeplabv3.tflite",
         1,
-        lambda models, i: [np.load(models / "deeplabv3_fp32/inputs_and_reference.npz")["image"][None] / np.float32(127.5) - 1],
+        lambda models, i: [
+            np.load(models / "deeplabv3_fp32/inputs_and_reference.npz")["image"][None] / np.float32(127.5) - 1
+        ],
         _whole("deeplabv3_fp32/inputs_and_reference.npz", "output"),
     ),
     Case(

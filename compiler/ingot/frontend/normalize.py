@@ -255,7 +255,8 @@ def _bindings(function: Any) -> list[Any]:
     return [binding for block in function.body.blocks for binding in block.bindings]
 
 
-def _free_vars(expr: Any) -> list[Any]:
+def free_vars(expr: Any) -> list[Any]:
+    """The variables an expression reads, in order."""
     from tvm import relax
 
     found: list[Any] = []
@@ -274,10 +275,10 @@ def _free_vars(expr: Any) -> list[Any]:
 
 
 def _needed(result: Any, bindings: list[Any]) -> set[Any]:
-    wanted = set(_free_vars(result))
+    wanted = set(free_vars(result))
     for binding in reversed(bindings):
         if binding.var in wanted:
-            wanted.update(_free_vars(binding.value))
+            wanted.update(free_vars(binding.value))
     return wanted
 
 
@@ -286,11 +287,11 @@ def _weights_in_order(function: Any, inputs: set[Any]) -> list[Any]:
     order: dict[Any, None] = {}
     bindings = _bindings(function)
     for binding in bindings:
-        for var in _free_vars(binding.value):
+        for var in free_vars(binding.value):
             if var not in bound:
                 order.setdefault(var)
         bound.add(binding.var)
-    for var in _free_vars(function.body.body):
+    for var in free_vars(function.body.body):
         if var not in bound:
             order.setdefault(var)
     return list(order)

@@ -26,6 +26,8 @@ _DTYPES = {
     0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8", 10: "float64",
     12: "uint64", 15: "uint32", 16: "uint16",
 }  # fmt: skip
+# Between operators, a complex64 tensor is float32 with a last axis of two: real and imaginary part.
+_COMPLEX64 = 8
 
 
 def import_tflite(source: Source, shape: Mapping[str, Sequence[int]] | None) -> Imported:
@@ -179,7 +181,11 @@ class _Importer:
         leaf = isinstance(result, (relax.Var, tvm.ir.GenericConst))
         var = result if leaf else self.bb.emit(result, name_hint=hint)
         shape = tuple(int(dim) for dim in var.ty.shape)
-        stored, dtype = self._stored(index), self._dtype(index, "tensor")
+        stored = self._stored(index)
+        if self.graph.Tensors(index).Type() == _COMPLEX64:
+            stored, dtype = (*stored, 2), "float32"
+        else:
+            dtype = self._dtype(index, "tensor")
         same = shape == stored if not self.resized else len(shape) == len(stored)
         if not same or str(var.ty.dtype.dtype) != dtype:
             raise UnsupportedError(

@@ -10,6 +10,9 @@ from ingot.errors import UnsupportedError
 from ingot.frontend.tflite_ops import handles
 
 
+_COMPLEX64 = 8  # as float32 with a last axis of two
+
+
 def _move(converter: Any, source: Any, output: Any, value: Any) -> Any:
     """The moved elements, requantised if the output has another scale."""
     if converter.same_scale(source, output):
@@ -29,6 +32,8 @@ def _reshape(converter: Any, operator: Any) -> Any:
 
     inputs, (output,) = _ends(converter, operator)
     shape = tuple(int(output.tensor.Shape(axis)) for axis in range(output.tensor.ShapeLength()))
+    if output.tensor.Type() == _COMPLEX64:
+        shape = (*shape, 2)
     count = int(np.prod(converter.shape_of(inputs[0]), dtype=np.int64))
     if int(np.prod(shape, dtype=np.int64)) != count and shape:
         # The stored shape is for the stored batch: the first dimension takes what the input really has.
