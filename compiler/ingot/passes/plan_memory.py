@@ -91,10 +91,11 @@ def _place(ordered: list[Interval]) -> tuple[dict[int, int], int]:
         for offset, end, other in placed:
             if other.last < item.first or other.first > item.last:
                 continue
-            if offset - cursor >= item.bytes and (gap_best is None or offset - cursor < gap_best[0]):
-                gap_best = (offset - cursor, cursor)
+            start = _rounded(cursor, item.bytes)
+            if offset - start >= item.bytes and (gap_best is None or offset - start < gap_best[0]):
+                gap_best = (offset - start, start)
             cursor = max(cursor, end)
-        where = gap_best[1] if gap_best is not None else cursor
+        where = gap_best[1] if gap_best is not None else _rounded(cursor, item.bytes)
         offsets[item.id] = where
         size = max(size, where + item.bytes)
         placed.append((where, where + item.bytes, item))
@@ -104,12 +105,17 @@ def _place(ordered: list[Interval]) -> tuple[dict[int, int], int]:
 
 def _aligned(size: int) -> int:
     """Return the size rounded up to its alignment."""
+    return _rounded(size, size)
+
+
+def _rounded(offset: int, size: int) -> int:
+    """Return the first offset from `offset` on where a tensor of `size` bytes may begin."""
     unit = ALIGNMENT if size >= SMALL_BYTES else SMALL_ALIGNMENT
-    return -(-size // unit) * unit
+    return -(-offset // unit) * unit
 
 
 def pack_weights(values: Iterable[Value]) -> tuple[bytes, dict[int, int]]:
-    """Return one blob with every distinct weight once, 64-byte aligned, and the offset of each value."""
+    """Return one blob with every distinct weight once, aligned by its size, and the offset of each value."""
     blob: list[bytes] = []
     offsets: dict[int, int] = {}
     seen: dict[bytes, int] = {}
@@ -119,10 +125,10 @@ def pack_weights(values: Iterable[Value]) -> tuple[bytes, dict[int, int]]:
             continue
         data = np.ascontiguousarray(value.data).tobytes()
         if data not in seen:
-            seen[data] = size
-            padded = _aligned(len(data))
-            blob.append(data + bytes(padded - len(data)))
-            size += padded
+            start = _rounded(size, len(data))
+            end = start + _aligned(len(data))
+            blob.append(bytes(start - size) + data + bytes(end - start - len(data)))
+            seen[data], size = start, end
         offsets[value.id] = seen[data]
     return b"".join(blob), offsets
 
