@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import tvm
 from onnx import helper, numpy_helper
-from passes.execute import execute
 from tvm import relax
 
 from ingot.frontend import import_model
@@ -19,6 +18,7 @@ from ingot.passes.pipeline import PIPELINE
 from ingot.passes.rewriter import bindings_of, dtype_of, op_name, outputs_of, shape_of
 from ingot.passes.state import State
 from ingot.target import load_target
+from passes.execute import execute
 
 Array = np.ndarray
 Body = Callable[..., Sequence[Any]]

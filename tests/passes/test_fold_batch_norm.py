@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import helper
+from tvm import relax
+
 from passes.build import (
     close,
     normal,
@@ -16,7 +18,6 @@ from passes.build import (
     relax_state,
     run_steps,
 )
-from tvm import relax
 
 op = relax.op
 

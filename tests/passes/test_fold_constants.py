@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from passes.build import close, normal, numbers, ops, relax_state, run_steps
 from tvm import relax
 
 from ingot.passes.fold_constants import FLOOR_BYTES, GROWTH
+from passes.build import close, normal, numbers, ops, relax_state, run_steps
 
 op = relax.op
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import helper
+from tvm import relax
+
 from passes.build import (
     calls,
     close,
@@ -17,7 +19,6 @@ from passes.build import (
     relax_state,
     run_steps,
 )
-from tvm import relax
 
 op, node = relax.op, helper.make_node
 TO_LAYOUT = ("simplify", "fold_constants", "fold_batch_norm", "nhwc_layout", "clean_layout", "fold_layout")

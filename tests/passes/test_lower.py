@@ -149,9 +149,10 @@ def test_equal_constants_are_one_value():
     table = np.arange(9, dtype=np.float32)
 
     def body(e, x):
-        return [e(op.matmul(e(op.add(x, relax.const(table))), relax.const(np.eye(9)[:, :1].astype(np.float32)))), e(
-            op.power(e(op.matmul(x, relax.const(np.ones((9, 9), np.float32)))), relax.const(table))
-        )]
+        return [
+            e(op.matmul(e(op.add(x, relax.const(table))), relax.const(np.eye(9)[:, :1].astype(np.float32)))),
+            e(op.power(e(op.matmul(x, relax.const(np.ones((9, 9), np.float32)))), relax.const(table))),
+        ]
 
     weights = [v for call in lowered({"x": (5, 9)}, {}, body).lowered.calls for v in call.args if v.kind == "weight"]
     tables = {v.id for v in weights if v.data is not None and v.data.tobytes() == table.tobytes()}

@@ -236,7 +236,7 @@ def test_every_reference_lies_inside_its_buffer():
     room = {"arena": program.arena_bytes, "weight": len(program.weights), "input": 4800, "output": 4800}
     for step in program.steps:
         for ref in step.args:
-            assert 0 <= ref.offset
+            assert ref.offset >= 0
             assert ref.offset + ref.bytes <= room[ref.place]
 
 

@@ -69,7 +69,9 @@ def test_weight_knows_parameters_and_constants_but_not_inputs():
         found.append([rewriter.weight(arg) is not None for arg in args])
 
     rewrite(
-        relax_state({"x": (2,)}, {"w": normal((2,))}, lambda e, x, w: [e(op.add(x, w)), e(op.add(x, relax.const([1.0, 2.0])))]),
+        relax_state(
+            {"x": (2,)}, {"w": normal((2,))}, lambda e, x, w: [e(op.add(x, w)), e(op.add(x, relax.const([1.0, 2.0])))]
+        ),
         visit,
     )
     assert found == [[False, True], [False, True]]

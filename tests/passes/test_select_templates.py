@@ -157,10 +157,14 @@ def test_macs_add_up():
 
 def test_weights_used_twice_are_packed_once():
     w = normal((16, 3, 3, 16), 1)
-    same = selected({"x": (1, 8, 8, 16), "y": (1, 8, 8, 16)}, {"w": w}, lambda e, x, y, w: [
-        e(op.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="OHWI")),
-        e(op.nn.conv2d(y, w, data_layout="NHWC", kernel_layout="OHWI")),
-    ])
+    same = selected(
+        {"x": (1, 8, 8, 16), "y": (1, 8, 8, 16)},
+        {"w": w},
+        lambda e, x, y, w: [
+            e(op.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="OHWI")),
+            e(op.nn.conv2d(y, w, data_layout="NHWC", kernel_layout="OHWI")),
+        ],
+    )
     assert len(same.weights) == 1
     functions = {str(b.value.args[0].name_hint) for b in bindings_of(same.module["main"]) if op_name(b.value)}
     assert len(functions) == 1, "equal layers must share one kernel"

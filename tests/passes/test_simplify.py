@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from passes.build import calls, close, normal, numbers, ops, relax_state, run_steps
 from tvm import relax
 
 from ingot.passes.rewriter import outputs_of, shape_of
+from passes.build import calls, close, normal, numbers, ops, relax_state, run_steps
 
 op = relax.op
 
