@@ -8,12 +8,22 @@ import numpy as np
 from tvm import relax
 
 from ingot.passes.conv_transpose import as_convolution
-from ingot.passes.rewriter import Rewriter, dtype_of, is_tensor, op_name, rebuild, rewrite, shape_of
+from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, is_tensor, op_name, outputs_of, rebuild, shape_of
 from ingot.passes.state import State
 
-# new dimension i of an NHWC tensor is old dimension TO_NHWC[i] of the NCHW one; TO_NCHW is the inverse.
-TO_NHWC = (0, 2, 3, 1)
-TO_NCHW = (0, 3, 1, 2)
+
+
+def to_last(ndim: int) -> tuple[int, ...]:
+    """Return the axes that move channels from dimension 1 to the end: dimension i of the result is old axes[i]."""
+    return (0, *range(2, ndim), 1)
+
+
+def to_first(ndim: int) -> tuple[int, ...]:
+    """Return the axes that move channels from the end to dimension 1, the inverse of `to_last`."""
+    return (0, ndim - 1, *range(1, ndim - 1))
+
+
+TO_NHWC = to_last(4)
 
 # Operators that work on each element alone (with broadcasting): any layout will do.
 ELEMENTWISE = frozenset(
@@ -25,32 +35,38 @@ ELEMENTWISE = frozenset(
         "nn.softplus nn.elu nn.selu hardswish"
     ).split()
 )
+_VIEWS = frozenset({"relax.reshape"})
 _POOLS = frozenset({"relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d"})
+_DIRECT = _POOLS | {"relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.image.resize2d"}
 _REDUCTIONS = frozenset("relax." + name for name in ("mean", "sum", "max", "min", "prod", "variance", "std"))
 
 
 def nhwc_layout(state: State) -> State:
     """Bring every image operator to NHWC, with as few transposes as the model's own edges need.
 
-    A value that an NCHW operator makes is kept in NHWC, and its NCHW form is made only if someone asks for it.
+    A value that an NCHW operator makes is kept in NHWC, and its NCHW form is made only if someone asks for it. The
+    same holds for values of three or more dimensions that are made from it, with channels in dimension 1.
 
-    Case 1: conv2d, pooling and resize in NCHW are rewritten in NHWC, weights to OHWI; conv2d_transpose as conv2d.
+    Case 1: conv2d, conv2d_transpose, pooling and resize in NCHW are rewritten in NHWC; their weights to OHWI/IHWO.
     Case 2: an elementwise operator with an operand kept in NHWC works in NHWC; other operands are brought there.
     Case 3: concat, split, softmax, reductions and quantize move their axis.
     Case 4: a transpose of a value kept in NHWC composes with it (TO_NHWC itself costs nothing).
-    Case 5: pad moves its pairs.
+    Case 5: pad and strided_slice move their dimensions.
+    Case 6: a reshape that keeps batch and channels, such as [N, C, H, W] to [N, C, H * W], keeps channels last.
+    Case 7: cases 2, 3 and 5 also where no operand is kept yet, but a convolution will want the result in NHWC.
     Any other operator gets the NCHW form.
     """
-    return _Layout().apply(state)
+    return _Layout(state).apply(state)
 
 
 class _Layout:
     """The pass's memory: for a variable standing for an NCHW value, its NHWC variable."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: State) -> None:
         # key: a placeholder variable standing for the NCHW tensor; value: the NHWC tensor that exists.
         self.nhwc: dict[Any, Any] = {}
         self.nchw: dict[Any, Any] = {}  # materialised NCHW form of a placeholder
+        self.wanted = _wanted_in_nhwc(state)
 
     def apply(self, state: State) -> State:
         """Run the pass."""
@@ -61,10 +77,11 @@ class _Layout:
     # -- moving between the two forms --------------------------------------------------------------------------------
 
     def keep(self, rewriter: Rewriter, nhwc_expr: Any) -> Any:  # noqa: ANN401
-        """Bind an NHWC expression and return the placeholder of its NCHW form."""
+        """Bind a channels-last expression and return the placeholder of its channels-first form."""
         var = rewriter.emit(nhwc_expr)
         shape = shape_of(var)
-        placeholder = relax.Var("nchw", relax.TensorType([shape[a] for a in TO_NCHW], dtype_of(var)))
+        first = [shape[a] for a in to_first(len(shape))]
+        placeholder = relax.Var("nchw", relax.TensorType(first, dtype_of(var)))
         self.nhwc[placeholder] = var
         return placeholder
 
@@ -73,21 +90,21 @@ class _Layout:
         if var not in self.nhwc:
             return var
         if var not in self.nchw:
-            self.nchw[var] = rewriter.emit(relax.op.permute_dims(self.nhwc[var], list(TO_NCHW)))
+            kept = self.nhwc[var]
+            self.nchw[var] = rewriter.emit(relax.op.permute_dims(kept, list(to_first(len(shape_of(kept))))))
         return self.nchw[var]
 
     def as_nhwc(self, rewriter: Rewriter, var: Any) -> Any:  # noqa: ANN401
-        """Return the NHWC form of a 4-D value in NCHW order."""
+        """Return the NHWC form of a value in NCHW order."""
         if var in self.nhwc:
             return self.nhwc[var]
+        axes = to_last(len(shape_of(var)))
         value = rewriter.weight(var)
         if value is not None:
-            return rewriter.constant(np.transpose(value, TO_NHWC), str(getattr(var, "name", "constant")) + "_nhwc")
-        made = rewriter.emit(relax.op.permute_dims(var, list(TO_NHWC)))
-        placeholder_shape = shape_of(var)
-        if len(placeholder_shape) == 4:
-            self.nhwc[var] = made
-            self.nchw[var] = var
+            return rewriter.constant(np.transpose(value, axes), str(getattr(var, "name", "constant")) + "_nhwc")
+        made = rewriter.emit(relax.op.permute_dims(var, list(axes)))
+        self.nhwc[var] = made
+        self.nchw[var] = var
         return made
 
     # -- the cases ----------------------------------------------------------------------------------------------------
@@ -101,22 +118,22 @@ class _Layout:
             return self.pool(rewriter, call, args)
         if name == "relax.image.resize2d" and str(call.attrs.layout) == "NCHW":
             return self.resize(rewriter, call, args)
-        kept = any(arg in self.nhwc for arg in args if isinstance(arg, relax.Var))
-        if name in ELEMENTWISE and kept:
-            return self.elementwise(rewriter, call, args)
-        if name == "relax.permute_dims" and kept:
+        kept = self._any_kept(args)
+        if kept and name == "relax.permute_dims":
             return self.permute(rewriter, call, args)
-        if name in _REDUCTIONS and kept:
+        if kept and name in _REDUCTIONS:
             return self.reduction(rewriter, call, args)
-        if name in ("relax.nn.softmax", "relax.nn.log_softmax", "relax.quantize", "relax.dequantize") and kept:
-            return self.one_axis(rewriter, call, args)
-        if name == "relax.nn.pad" and kept:
-            return self.pad(rewriter, call, args)
-        if name == "relax.concat":
-            return self.concat(rewriter, call, args)
-        if name == "relax.split" and kept:
-            return self.split(rewriter, call, args)
+        if kept and name in _VIEWS:
+            return self.view(rewriter, call, args)
+        if kept or call in self.wanted:
+            case = _MOVABLE.get("elementwise" if name in ELEMENTWISE else name)
+            if case is not None:
+                return case(self, rewriter, call, args)
         return rebuild(call, [self._deep_nchw(rewriter, arg) for arg in args])
+
+    def _any_kept(self, args: list[Any]) -> bool:
+        items = [item for arg in args for item in (arg.fields if isinstance(arg, relax.Tuple) else [arg])]
+        return any(item in self.nhwc for item in items if isinstance(item, relax.Var))
 
     def _deep_nchw(self, rewriter: Rewriter, expr: Any) -> Any:  # noqa: ANN401
         if isinstance(expr, relax.Tuple):
@@ -202,8 +219,9 @@ class _Layout:
         return self.keep(rewriter, out)
 
     def elementwise(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
-        """Case 2: operands of fewer dimensions are seen as 4-D with leading ones, as broadcasting does."""
-        if len(shape_of(call)) != 4:
+        """Case 2: operands of fewer dimensions are seen with leading ones, as broadcasting does."""
+        ndim = len(shape_of(call))
+        if ndim < 3 or any(len(shape_of(arg)) != ndim for arg in args if arg in self.nhwc):
             return rebuild(call, [self._deep_nchw(rewriter, arg) for arg in args])
         moved: list[Any] = []
         for arg in args:
@@ -211,57 +229,64 @@ class _Layout:
                 moved.append(arg)  # clip's bounds are scalars
                 continue
             shape = shape_of(arg)
-            if int(np.prod(shape)) == 1 and len(shape) < 4:
+            if int(np.prod(shape)) == 1 and len(shape) < ndim:
                 moved.append(arg)
                 continue
-            if len(shape) < 4:
+            if len(shape) < ndim:
                 value = rewriter.weight(arg)
-                full = (1,) * (4 - len(shape)) + shape
+                full = (1,) * (ndim - len(shape)) + shape
                 if value is not None:
-                    name = str(getattr(arg, "name", "constant"))
-                    arg = rewriter.constant(value.reshape(full), name + "_4d")
+                    arg = rewriter.constant(value.reshape(full), str(getattr(arg, "name", "constant")) + "_full")
                 else:
                     arg = rewriter.emit(relax.op.reshape(self.as_nchw(rewriter, arg), full))
             moved.append(self._operand(rewriter, arg))
         return self.keep(rewriter, rebuild(call, moved))
 
     def _operand(self, rewriter: Rewriter, arg: Any) -> Any:  # noqa: ANN401
-        """Return a 4-D NCHW operand in NHWC; one that is 1x1 in H and W, or has one channel, is only viewed so."""
+        """Return an operand in NHWC; one with a single channel or a single position is only viewed so."""
         shape = shape_of(arg)
-        if arg not in self.nhwc and rewriter.weight(arg) is None and (shape[1] == 1 or shape[2:] == (1, 1)):
-            return rewriter.emit(relax.op.reshape(arg, tuple(shape[a] for a in TO_NHWC)))
+        moves_data = shape[1] != 1 and any(dim != 1 for dim in shape[2:])
+        if arg not in self.nhwc and rewriter.weight(arg) is None and not moves_data:
+            return rewriter.emit(relax.op.reshape(arg, tuple(shape[a] for a in to_last(len(shape)))))
         return self.as_nhwc(rewriter, arg)
 
     def permute(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Case 4."""
-        axes = call.attrs.axes
-        order = (3, 2, 1, 0) if axes is None else tuple(int(a) % 4 for a in axes)
-        composed = [TO_NCHW[a] for a in order]
+        axes, ndim = call.attrs.axes, len(shape_of(call))
+        order = tuple(reversed(range(ndim))) if axes is None else tuple(int(a) % ndim for a in axes)
+        composed = [to_first(ndim)[a] for a in order]
         source = self.nhwc[args[0]]
-        return source if composed == [0, 1, 2, 3] else relax.op.permute_dims(source, composed)
+        return source if composed == list(range(ndim)) else relax.op.permute_dims(source, composed)
+
+    def view(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+        """Case 6."""
+        old, new = shape_of(args[0]), shape_of(call)
+        if len(new) < 3 or new[:2] != old[:2]:
+            return relax.op.reshape(self.as_nchw(rewriter, args[0]), new)
+        return self.keep(rewriter, relax.op.reshape(self.nhwc[args[0]], tuple(new[a] for a in to_last(len(new)))))
 
     def reduction(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Case 3. Without keepdims the result has fewer dimensions: right as it is when C alone or H and W go."""
-        axes = call.attrs.axis
-        reduced = set(range(4)) if axes is None else {int(a) % 4 for a in axes}
-        source = self.nhwc[args[0]]
-        moved = sorted(TO_NHWC.index(a) for a in reduced)
+        axes, ndim = call.attrs.axis, len(shape_of(args[0]))
+        reduced = set(range(ndim)) if axes is None else {int(a) % ndim for a in axes}
+        source, last = self.nhwc[args[0]], to_last(ndim)
+        moved = sorted(last.index(a) for a in reduced)
         make = getattr(relax.op, op_name(call).removeprefix("relax."))
-        keepdims = bool(call.attrs.keepdims)
-        if keepdims:
+        if bool(call.attrs.keepdims):
             return self.keep(rewriter, make(source, axis=moved, keepdims=True))
-        left_nhwc = [a for a in TO_NHWC if a not in reduced]
-        if left_nhwc == sorted(left_nhwc):
+        left = [a for a in last if a not in reduced]
+        if left == sorted(left):
             return make(source, axis=moved, keepdims=False)
         out = rewriter.emit(make(source, axis=moved, keepdims=False))
-        order = [left_nhwc.index(a) for a in sorted(left_nhwc)]
-        return relax.op.permute_dims(out, order)
+        return relax.op.permute_dims(out, [left.index(a) for a in sorted(left)])
+
+    def _axis(self, call: Any, ndim: int) -> int:  # noqa: ANN401
+        return to_last(ndim).index(int(call.attrs.axis) % ndim)
 
     def one_axis(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Case 3, for operators with one `axis` attribute."""
-        axis = TO_NHWC.index(int(call.attrs.axis) % 4)
-        source = self.nhwc[args[0]]
-        name = op_name(call)
+        axis, name = self._axis(call, len(shape_of(call))), op_name(call)
+        source = self.as_nhwc(rewriter, args[0])
         if name == "relax.quantize":
             out = relax.op.quantize(source, args[1], args[2], axis=axis, out_dtype=dtype_of(call))
         elif name == "relax.dequantize":
@@ -272,27 +297,73 @@ class _Layout:
 
     def pad(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Case 5."""
-        width = [int(v) for v in call.attrs.pad_width]
-        pairs = [width[2 * i : 2 * i + 2] for i in range(4)]
-        moved = [v for a in TO_NHWC for v in pairs[a]]
-        out = relax.op.nn.pad(
-            self.nhwc[args[0]], moved, str(call.attrs.pad_mode), float(call.attrs.pad_value)
-        )
-        return self.keep(rewriter, out)
+        width, ndim = [int(v) for v in call.attrs.pad_width], len(shape_of(call))
+        pairs = [width[2 * i : 2 * i + 2] for i in range(ndim)]
+        moved = [v for a in to_last(ndim) for v in pairs[a]]
+        source = self.as_nhwc(rewriter, args[0])
+        return self.keep(rewriter, relax.op.nn.pad(source, moved, str(call.attrs.pad_mode), float(call.attrs.pad_value)))
+
+    def strided_slice(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+        """Case 5."""
+        last = to_last(len(shape_of(call)))
+        axes, begin, end, *strides = ([int(v) for v in arg.fields] for arg in args[1:])
+        moved = [last.index(a % len(last)) for a in axes]
+        source = self.as_nhwc(rewriter, args[0])
+        return self.keep(rewriter, relax.op.strided_slice(source, moved, begin, end, *strides))
 
     def concat(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Case 3."""
-        fields = list(args[0].fields) if isinstance(args[0], relax.Tuple) else None
-        if fields is None or not any(item in self.nhwc for item in fields if isinstance(item, relax.Var)):
-            return rebuild(call, [self._deep_nchw(rewriter, arg) for arg in args])
-        axis = TO_NHWC.index(int(call.attrs.axis) % 4)
+        fields = args[0].fields
+        axis = self._axis(call, len(shape_of(call)))
         return self.keep(rewriter, relax.op.concat([self.as_nhwc(rewriter, item) for item in fields], axis))
 
     def split(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Case 3."""
-        axis = TO_NHWC.index(int(call.attrs.axis) % 4)
         sections = call.attrs.indices_or_sections
         where = [int(v) for v in sections] if hasattr(sections, "__len__") else int(sections)
-        parts = rewriter.emit(relax.op.split(self.nhwc[args[0]], where, axis))
+        source = self.as_nhwc(rewriter, args[0])
+        parts = rewriter.emit(relax.op.split(source, where, self._axis(call, len(shape_of(source)))))
         count = len(parts.ty.fields)
         return relax.Tuple([self.keep(rewriter, relax.TupleGetItem(parts, i)) for i in range(count)])
+
+
+_MOVABLE = {
+    "elementwise": _Layout.elementwise,
+    "relax.nn.softmax": _Layout.one_axis,
+    "relax.nn.log_softmax": _Layout.one_axis,
+    "relax.quantize": _Layout.one_axis,
+    "relax.dequantize": _Layout.one_axis,
+    "relax.nn.pad": _Layout.pad,
+    "relax.strided_slice": _Layout.strided_slice,
+    "relax.concat": _Layout.concat,
+    "relax.split": _Layout.split,
+}
+
+
+def _wanted_in_nhwc(state: State) -> set[Any]:
+    """Return the calls whose 4-D result every reader wants in NHWC, directly or through movable operators (case 7)."""
+    main = state.module["main"]
+    bindings = bindings_of(main)
+    wants: dict[Any, bool] = {}
+    outputs = {out for out in outputs_of(main) if isinstance(out, relax.Var)}
+    result: set[Any] = set()
+    for binding in reversed(bindings):
+        call, name = binding.value, op_name(binding.value)
+        is_image = is_tensor(binding.var) and len(shape_of(binding.var)) == 4
+        wanted = is_image and wants.get(binding.var, False) and binding.var not in outputs
+        direct = name in _DIRECT and "NCHW" in (str(getattr(call.attrs, "data_layout", "")), str(getattr(call.attrs, "layout", "")))
+        movable = name in _MOVABLE or name in ELEMENTWISE
+        if wanted and movable:
+            result.add(call)
+        reads = [] if not isinstance(call, relax.Call) else _tensors_read(call)
+        if not isinstance(call, relax.Call) and isinstance(call, relax.Tuple):
+            reads = [item for item in call.fields if isinstance(item, relax.Var)]
+        for position, arg in enumerate(reads):
+            good = (direct and position == 0) or (wanted and movable)
+            wants[arg] = wants.get(arg, True) and good
+    return result
+
+
+def _tensors_read(call: Any) -> list[Any]:  # noqa: ANN401
+    items = [item for arg in call.args for item in (arg.fields if isinstance(arg, relax.Tuple) else [arg])]
+    return [item for item in items if isinstance(item, relax.Var)]
