@@ -244,6 +244,10 @@ def _is_text(value: object) -> bool:
     return type(value) is str
 
 
+def _is_word(value: object) -> bool:
+    return type(value) is str and len(value) <= 200
+
+
 def _is_size(value: Any) -> bool:  # noqa: ANN401 - any JSON value
     return type(value) is int and 0 <= value < 1 << 63
 
@@ -264,14 +268,14 @@ _TENSOR = {
 }
 _QUANTIZATION = {"scales": [_is_scale], "zero_points": [_is_zero_point], "axis": _is_size}
 _SCHEMA: dict[str, Any] = {
-    **dict.fromkeys(("name", "compiler", "precision", "weights_sha256"), _is_text),
+    **dict.fromkeys(("name", "compiler", "precision", "weights_sha256"), _is_word),
     **dict.fromkeys(("arena_bytes", "memory_bytes", "weights_bytes", "kernels", "steps", "macs"), _is_size),
     "selftest": lambda value: type(value) is bool,
     "target": {
-        **dict.fromkeys(("name", "arch", "triple", "cpu", "libc", "libc_version"), _is_text),
-        "features": [_is_text],
+        **dict.fromkeys(("name", "arch", "triple", "cpu", "libc", "libc_version"), _is_word),
+        "features": [_is_word],
     },
-    "source": {"format": _is_text, "sha256": _is_text, "peak_bytes": _is_size},
+    "source": {"format": _is_word, "sha256": _is_word, "peak_bytes": _is_size},
     "inputs": [_TENSOR],
     "outputs": [_TENSOR],
 }
@@ -338,7 +342,7 @@ def _metadata(file: _File) -> dict[str, Any]:
         _conform_tensors(meta["inputs"], "inputs")
         _conform_tensors(meta["outputs"], "outputs")
         name, arch = meta["name"], meta["target"]["arch"]
-        if not (f"a{name}".isascii() and f"a{name}".isidentifier() and 0 < len(name) < 200 and name == name.lower()):
+        if not (name.isascii() and name.isidentifier() and name == name.lower()):
             raise ValueError(f"{_short(name)} is not a model name")
         if arch != file.arch:
             raise ValueError(f"it says {_short(arch)}, the code is {file.arch}")
@@ -431,8 +435,9 @@ def _check_cpu(file: _File, meta: dict[str, Any]) -> str:
     known = {
         f for f, flags in table.items() if not have or any(have.issuperset(o.split("+")) for o in flags.split("|"))
     }
-    missing = " ".join(f for f in needed if f not in known)
-    if missing:
+    lacking = [f for f in needed if f not in known]
+    if lacking:
+        missing = " ".join(lacking[:10])
         level = f"armv8.{max(_ARMV8.get(f, 0) for f in needed)}" if file.arch == "aarch64" else file.arch
         file.refuse(f"built for {level} {missing} ({target['name']}); this CPU has no {missing}", hint=_RECOMPILE)
     return " ".join(needed) or "no special features needed"
