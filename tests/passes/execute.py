@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def execute(state: State, feeds: list[np.ndarray], folder: Path, pieces: int = 1
             continue
         function = getattr(library, step.kernel.symbol)
         cuts = [step.kernel.extent * i // pieces for i in range(pieces + 1)]
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             if begin < end:
                 function(*[ctypes.c_void_p(address(a)) for a in step.args], begin, end)
     return [o.view(s.dtype).reshape(s.shape) for o, s in zip(outputs, state.imported.outputs, strict=True)]

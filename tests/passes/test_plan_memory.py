@@ -84,15 +84,14 @@ def test_the_plan_depends_on_the_lives_alone(intervals, rng):
 
 def network(rng):
     """Lives as networks have them: a chain, with residual connections and branches that join."""
-    made, step = [], 0
+    made = []
     size = rng.choice([64, 128, 256]) * 1024
-    for i in range(rng.randint(5, 60)):
+    for step in range(rng.randint(5, 60)):
         kind = rng.random()
         if kind < 0.2:
             size = max(4096, size // 2)
         last = step + 1 if kind < 0.7 else step + rng.randint(2, 4)
-        made.append(Interval(i, size * (6 if kind > 0.9 else 1), step, last))
-        step += 1
+        made.append(Interval(step, size * (6 if kind > 0.9 else 1), step, last))
     return made
 
 

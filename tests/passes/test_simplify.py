@@ -138,6 +138,7 @@ def test_case_7_a_cast_to_another_dtype_stays(tmp_path):
     close(numbers(state, [x], tmp_path)[0], x.astype(np.int32))
 
 
+TINY = np.array([0, 0, 1e-3], np.float32)
 ZERO, ONE = np.zeros((3,), np.float32), np.ones((3,), np.float32)
 
 
@@ -170,7 +171,7 @@ def test_case_8_neutral_operands_go(tmp_path, make, constant, kind):
     [
         (lambda x, c: op.subtract(c, x), ZERO, lambda x: -x),
         (lambda x, c: op.divide(c, x), ONE, lambda x: 1 / x),
-        (lambda x, c: op.add(x, c), np.array([0, 0, 1e-3], np.float32), lambda x: x + [0, 0, np.float32(1e-3)]),
+        (lambda x, c: op.add(x, c), TINY, lambda x: x + TINY),
         (lambda x, c: op.multiply(x, c), ZERO, lambda x: x * 0),
         (lambda x, c: op.add(x, c), np.zeros((4, 2, 3), np.float32), lambda x: np.stack([x] * 4)),
         (lambda x, c: op.multiply(c, x), np.ones((2, 1, 3), np.float32), lambda x: np.stack([x] * 2)),

@@ -1,7 +1,7 @@
 """Write a transposed convolution as a convolution: zeros between the pixels, the window turned around.
 
-TVM lowers `conv2d_transpose` in NCHW only. As a convolution it has a template, and fuses as every other one does. Of the
-products, all but one in (stride height * stride width) are with the zeros put in.
+TVM lowers `conv2d_transpose` in NCHW only. As a convolution it has a template, and fuses as every other one does. Of
+the products, all but one in (stride height * stride width) are with the zeros put in.
 """
 
 from __future__ import annotations
