@@ -12,12 +12,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.errors import CompilerError
 from ingot.frontend.interface import CONSTANT_ELEMENTS, Imported, TensorSpec
+from ingot.frontend.tvm_types import Binding, Function, RelaxType
 
 # relax.call_tir itself is an operator; these are what case 5 forbids.
 _FORBIDDEN = frozenset(
@@ -51,7 +50,7 @@ def _violation(case: int, what: str, found: str) -> CompilerError:
     return CompilerError(f"the imported module breaks rule {case} of the normal form: {what}", found=found)
 
 
-def _static_shape(ty: Any, where: str) -> tuple[int, ...]:
+def _static_shape(ty: RelaxType, where: str) -> tuple[int, ...]:
     from tvm import relax
 
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
@@ -64,13 +63,13 @@ def _static_shape(ty: Any, where: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _check_spec(ty: Any, spec: TensorSpec, where: str) -> None:
+def _check_spec(ty: RelaxType, spec: TensorSpec, where: str) -> None:
     shape = _static_shape(ty, where)
     if shape != spec.shape or str(ty.dtype.dtype) != spec.dtype:
         raise _violation(7, f"{where} differs from its spec", f"{ty}, spec {spec.dtype} {list(spec.shape)}")
 
 
-def _check_parameters(main: Any, imported: Imported) -> None:
+def _check_parameters(main: Function, imported: Imported) -> None:
     params = list(main.params)
     inputs, weights = params[: len(imported.inputs)], params[len(imported.inputs) :]
     if len(inputs) != len(imported.inputs) or [param.name for param in weights] != list(imported.weights):
@@ -80,10 +79,12 @@ def _check_parameters(main: Any, imported: Imported) -> None:
     for param, array in zip(weights, imported.weights.values(), strict=True):
         shape = _static_shape(param.ty, f"weight {param.name!r}")
         if shape != array.shape or str(param.ty.dtype.dtype) != array.dtype.name:
-            raise _violation(4, f"weight {param.name!r} differs from its parameter", f"{array.dtype}{list(array.shape)}")
+            raise _violation(
+                4, f"weight {param.name!r} differs from its parameter", f"{array.dtype}{list(array.shape)}"
+            )
 
 
-def _check_body(main: Any, imported: Imported) -> list[Any]:
+def _check_body(main: Function, imported: Imported) -> list[Binding]:
     from tvm import relax
 
     blocks = list(main.body.blocks) if isinstance(main.body, relax.SeqExpr) else []
@@ -98,7 +99,7 @@ def _check_body(main: Any, imported: Imported) -> list[Any]:
     return list(blocks[0].bindings)
 
 
-def _check_binding(binding: Any, main: Any, imported: Imported) -> None:
+def _check_binding(binding: Binding, main: Function, imported: Imported) -> None:
     import tvm
     from tvm import relax
 
@@ -129,7 +130,7 @@ def _check_binding(binding: Any, main: Any, imported: Imported) -> None:
             raise _violation(6, f"{where} moves a weight at run time", value.op.name)
 
 
-def _check_use(main: Any, bindings: list[Any], imported: Imported) -> None:
+def _check_use(main: Function, bindings: list[Binding], imported: Imported) -> None:
     from ingot.frontend.normalize import free_vars
 
     used = set(free_vars(main.body.body))

@@ -1,4 +1,4 @@
-"""Any importer's Relax function -> the normal form: parameters for weights, nothing computed from weights alone.
+"""Expr importer's Relax function -> the normal form: parameters for weights, nothing computed from weights alone.
 
 Cases, by number:
 1. a variable that only renames another value: replaced by it;
@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ingot.errors import CompilerError, UnsupportedError
 from ingot.frontend.interface import CONSTANT_ELEMENTS
+from ingot.frontend.tvm_types import Binding, Expr, Function, Module
 
 
 @dataclass
@@ -28,10 +28,10 @@ class Weights:
     """Large constants, each behind a Relax variable of its name."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    variables: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, Expr] = field(default_factory=dict)
     _by_content: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
-    def add(self, name: str, array: np.ndarray) -> Any:
+    def add(self, name: str, array: np.ndarray) -> Expr:
         """The variable of this array: a new one, or that of an array with the same content (case 4)."""
         from tvm import relax
 
@@ -56,7 +56,7 @@ def _digest(array: np.ndarray) -> bytes:
     return hashlib.blake2b(whole.reshape(-1).view(np.uint8).data, digest_size=16).digest()
 
 
-def normalize(module: Any, weights: Weights) -> tuple[Any, dict[str, np.ndarray]]:
+def normalize(module: Module, weights: Weights) -> tuple[Module, dict[str, np.ndarray]]:
     """Rebuild `module["main"]` in the normal form. Its own parameters are the inputs; weights are free variables.
 
     Returns the module and the weights that are left, in the order of their parameters (that of first use).
@@ -65,17 +65,17 @@ def normalize(module: Any, weights: Weights) -> tuple[Any, dict[str, np.ndarray]
 
 
 class _Normalizer:
-    def __init__(self, module: Any, weights: Weights) -> None:
+    def __init__(self, module: Module, weights: Weights) -> None:
         from tvm import relax
 
         self.module = module
         self.weights = weights
         self.bb = relax.BlockBuilder()
-        self.known: dict[Any, np.ndarray] = {}  # new weight variables by value
+        self.known: dict[Expr, np.ndarray] = {}  # new weight variables by value
         self.names = {var: name for name, var in weights.variables.items()}
-        self.env: dict[Any, Any] = {}
+        self.env: dict[Expr, Expr] = {}
 
-    def run(self) -> tuple[Any, dict[str, np.ndarray]]:
+    def run(self) -> tuple[Module, dict[str, np.ndarray]]:
         import tvm
         from tvm import relax
 
@@ -103,13 +103,13 @@ class _Normalizer:
         module = tvm.IRModule({tvm.ir.GlobalVar("main"): function, **kept})
         return module, {var.name: self.weights.arrays[self.names[var]] for var in used}
 
-    def _leaf(self, expr: Any) -> Any:
+    def _leaf(self, expr: Expr) -> Expr:
         import tvm
         from tvm import relax
 
         return expr if isinstance(expr, (relax.Var, tvm.ir.GenericConst)) else self.bb.emit(expr)
 
-    def _binding(self, binding: Any) -> None:
+    def _binding(self, binding: Binding) -> None:
         import tvm
         from tvm import relax
 
@@ -121,7 +121,7 @@ class _Normalizer:
             return
         self.env[binding.var] = self.bb.emit(value, name_hint=binding.var.name)
 
-    def _expr(self, expr: Any) -> Any:
+    def _expr(self, expr: Expr) -> Expr:
         import tvm
         from tvm import relax
 
@@ -141,7 +141,7 @@ class _Normalizer:
             return self._call(expr)
         return expr
 
-    def _constant(self, expr: Any) -> Any:
+    def _constant(self, expr: Expr) -> Expr:
         count = 1
         for dim in expr.ty.shape:
             count *= int(dim)
@@ -149,7 +149,7 @@ class _Normalizer:
             return expr
         return self._weight("constant", expr.value.numpy())  # case 3
 
-    def _weight(self, name: str, array: np.ndarray) -> Any:
+    def _weight(self, name: str, array: np.ndarray) -> Expr:
         from tvm import relax
 
         if array.size <= CONSTANT_ELEMENTS:
@@ -158,7 +158,7 @@ class _Normalizer:
         self.names[var] = var.name
         return var
 
-    def _numpy(self, expr: Any) -> np.ndarray | None:
+    def _numpy(self, expr: Expr) -> np.ndarray | None:
         import tvm
         from tvm import relax
 
@@ -168,7 +168,7 @@ class _Normalizer:
             return self.weights.arrays[self.names[expr]]
         return None
 
-    def _call(self, call: Any) -> Any:
+    def _call(self, call: Expr) -> Expr:
         import tvm
         from tvm import relax
 
@@ -180,7 +180,7 @@ class _Normalizer:
         args = [arg if _is_leaf(arg) else self.bb.emit(arg) for arg in args]
         return relax.Call(call.op, args, call.attrs, call.ty_args)
 
-    def _fold(self, name: str, args: list[Any], call: Any) -> Any:
+    def _fold(self, name: str, args: list[Expr], call: Expr) -> Expr:
         from tvm import relax
 
         if name == "relax.shape_of":
@@ -198,13 +198,13 @@ class _Normalizer:
             return None
         return self._weight(f"{self._name_of(args[0])}_{name.removeprefix('relax.')}", result)  # case 2
 
-    def _name_of(self, expr: Any) -> str:
+    def _name_of(self, expr: Expr) -> str:
         from tvm import relax
 
         return self.names.get(expr, "constant") if isinstance(expr, relax.Var) else "constant"
 
 
-def _is_leaf(expr: Any) -> bool:
+def _is_leaf(expr: Expr) -> bool:
     import tvm
     from tvm import relax
 
@@ -212,12 +212,12 @@ def _is_leaf(expr: Any) -> bool:
     return isinstance(expr, leaves) or bool(tvm.ir.is_prim_expr(expr))
 
 
-def _permute(source: np.ndarray, args: list[Any], call: Any) -> np.ndarray | None:
+def _permute(source: np.ndarray, args: list[Expr], call: Expr) -> np.ndarray | None:
     axes = call.attrs.axes
     return np.transpose(source, [int(axis) for axis in axes] if axes is not None else None)
 
 
-def _reshape(source: np.ndarray, args: list[Any], call: Any) -> np.ndarray | None:
+def _reshape(source: np.ndarray, args: list[Expr], call: Expr) -> np.ndarray | None:
     from tvm import relax
 
     if not isinstance(args[1], relax.ShapeExpr):
@@ -225,20 +225,20 @@ def _reshape(source: np.ndarray, args: list[Any], call: Any) -> np.ndarray | Non
     return source.reshape([int(dim) for dim in args[1].values])
 
 
-def _expand_dims(source: np.ndarray, args: list[Any], call: Any) -> np.ndarray | None:
+def _expand_dims(source: np.ndarray, args: list[Expr], call: Expr) -> np.ndarray | None:
     return np.expand_dims(source, [int(axis) for axis in call.attrs.axis])
 
 
-def _squeeze(source: np.ndarray, args: list[Any], call: Any) -> np.ndarray | None:
+def _squeeze(source: np.ndarray, args: list[Expr], call: Expr) -> np.ndarray | None:
     axis = call.attrs.axis
     return np.squeeze(source, None if axis is None else tuple(int(a) for a in axis))
 
 
-def _astype(source: np.ndarray, args: list[Any], call: Any) -> np.ndarray | None:
+def _astype(source: np.ndarray, args: list[Expr], call: Expr) -> np.ndarray | None:
     return source.astype(np.dtype(str(call.attrs.dtype)))
 
 
-_FOLDS: dict[str, Callable[[np.ndarray, list[Any], Any], np.ndarray | None]] = {
+_FOLDS: dict[str, Callable[[np.ndarray, list[Expr], Expr], np.ndarray | None]] = {
     "relax.permute_dims": _permute,
     "relax.reshape": _reshape,
     "relax.expand_dims": _expand_dims,
@@ -247,7 +247,7 @@ _FOLDS: dict[str, Callable[[np.ndarray, list[Any], Any], np.ndarray | None]] = {
 }
 
 
-def _bindings(function: Any) -> list[Any]:
+def _bindings(function: Function) -> list[Binding]:
     from tvm import relax
 
     if not isinstance(function.body, relax.SeqExpr):
@@ -255,11 +255,11 @@ def _bindings(function: Any) -> list[Any]:
     return [binding for block in function.body.blocks for binding in block.bindings]
 
 
-def free_vars(expr: Any) -> list[Any]:
+def free_vars(expr: Expr) -> list[Expr]:
     """The variables an expression reads, in order."""
     from tvm import relax
 
-    found: list[Any] = []
+    found: list[Expr] = []
     stack = [expr]
     while stack:
         item = stack.pop()
@@ -274,7 +274,7 @@ def free_vars(expr: Any) -> list[Any]:
     return found
 
 
-def _needed(result: Any, bindings: list[Any]) -> set[Any]:
+def _needed(result: Expr, bindings: list[Binding]) -> set[Expr]:
     wanted = set(free_vars(result))
     for binding in reversed(bindings):
         if binding.var in wanted:
@@ -282,9 +282,9 @@ def _needed(result: Any, bindings: list[Any]) -> set[Any]:
     return wanted
 
 
-def _weights_in_order(function: Any, inputs: set[Any]) -> list[Any]:
+def _weights_in_order(function: Function, inputs: set[Expr]) -> list[Expr]:
     bound = set(inputs)
-    order: dict[Any, None] = {}
+    order: dict[Expr, None] = {}
     bindings = _bindings(function)
     for binding in bindings:
         for var in free_vars(binding.value):
@@ -297,7 +297,7 @@ def _weights_in_order(function: Any, inputs: set[Any]) -> list[Any]:
     return list(order)
 
 
-def _called(function: Any, target: Any) -> bool:
+def _called(function: Function, target: Expr) -> bool:
     for binding in _bindings(function):
         value = binding.value
         if hasattr(value, "args") and any(arg.same_as(target) for arg in value.args if hasattr(arg, "same_as")):

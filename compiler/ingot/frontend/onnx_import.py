@@ -6,7 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,12 +21,27 @@ from ingot.frontend.onnx_static import StaticGraph, TensorType, make_static
 from ingot.frontend.onnx_tensors import checked_count, element_bits
 from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
 from ingot.frontend.source import Source, c_name
+from ingot.frontend.tvm_types import Expr, Module, Value
 
 if TYPE_CHECKING:
     import onnx
 
 _RELAX_DTYPES = frozenset(
-    ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
+    (
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint64",
+        "uint32",
+        "uint16",
+        "uint8",
+        "bool",
+    )
 )
 
 
@@ -64,10 +79,14 @@ def _check_tensor(where: str, kind: TensorType) -> None:
     count = checked_count(kind.shape, element_bits(kind.elem, where), where)
     if dtype_name(kind.elem) not in _RELAX_DTYPES:
         allowed = ", ".join(sorted(_RELAX_DTYPES))
-        raise UnsupportedError("a tensor's data type is not supported", where=where, found=dtype_name(kind.elem), allowed=allowed)
+        raise UnsupportedError(
+            "a tensor's data type is not supported", where=where, found=dtype_name(kind.elem), allowed=allowed
+        )
     if count == 0:
         hint = "give a shape without zeros"
-        raise UnsupportedError("a tensor without elements is not supported", where=where, found=str(list(kind.shape)), hint=hint)
+        raise UnsupportedError(
+            "a tensor without elements is not supported", where=where, found=str(list(kind.shape)), hint=hint
+        )
 
 
 def _declared_inputs(model: OnnxModel) -> tuple[list[tuple[DeclaredInput, int]], dict[str, int]]:
@@ -81,7 +100,9 @@ def _declared_inputs(model: OnnxModel) -> tuple[list[tuple[DeclaredInput, int]],
             raise UnsupportedError("an input is not a tensor", where=where, found=found, allowed="tensors")
         kind = value.type.tensor_type
         if not kind.HasField("shape"):
-            raise UnsupportedError("an input has no declared rank", where=where, hint="export the model with input shapes")
+            raise UnsupportedError(
+                "an input has no declared rank", where=where, hint="export the model with input shapes"
+            )
         dims: list[Dim] = []
         for dim in kind.shape.dim:
             if dim.WhichOneof("value") == "dim_value":
@@ -114,7 +135,7 @@ def _source_peak(graph: StaticGraph) -> int:
     return peak_bytes(steps, sizes, {*graph.inputs, *graph.outputs, *known})
 
 
-class _LazyParams(dict[str, tuple[Any, Any]]):
+class _LazyParams(dict[str, tuple[Expr, Expr]]):
     """The weights as TVM's converters look them up: name -> (variable, tensor), copied only when one is read."""
 
     def __init__(self, weights: Weights) -> None:
@@ -124,7 +145,7 @@ class _LazyParams(dict[str, tuple[Any, Any]]):
     def __contains__(self, name: object) -> bool:
         return name in self._weights.arrays
 
-    def __getitem__(self, name: str) -> tuple[Any, Any]:
+    def __getitem__(self, name: str) -> tuple[Expr, Expr]:
         import tvm
 
         array = self._weights.arrays[name]
@@ -138,9 +159,9 @@ class _Importer:
         self.graph = graph
         self.bb = relax.BlockBuilder()
         self.weights = Weights()
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, Expr] = {}
 
-    def run(self) -> tuple[Any, dict[str, np.ndarray]]:
+    def run(self) -> tuple[Module, dict[str, np.ndarray]]:
         from tvm import relax
 
         inputs = []
@@ -166,12 +187,12 @@ class _Importer:
             raise failure
         return normalize(self.bb.get(), self.weights)
 
-    def _value(self, name: str) -> Any:
+    def _value(self, name: str) -> Expr:
         if name not in self.values:
             self.values[name] = self._make_weight(name, self.graph.constants[name])
         return self.values[name]
 
-    def _make_weight(self, name: str, array: np.ndarray) -> Any:
+    def _make_weight(self, name: str, array: np.ndarray) -> Expr:
         from tvm import relax
 
         if array.size <= CONSTANT_ELEMENTS:
@@ -208,7 +229,7 @@ class _Importer:
         if missing:
             raise UnsupportedError("an optional output is not supported", where=label, found=repr(missing[0]))
 
-    def _as_list(self, results: Any) -> list[Any]:
+    def _as_list(self, results: Expr) -> list[Expr]:
         from tvm import relax
 
         if isinstance(results, list):
@@ -221,12 +242,16 @@ class _Importer:
             return [relax.TupleGetItem(var, index) for index in range(len(normal.ty.fields))]
         return [normal]
 
-    def _bind(self, name: str, result: Any, label: str) -> Any:
+    def _bind(self, name: str, result: Expr, label: str) -> Expr:
         """Bind a result under the tensor's name, and hold it against the type ONNX infers."""
         import tvm
         from tvm import relax
 
-        var = result if isinstance(result, (relax.Var, tvm.ir.GenericConst)) else self.bb.emit(result, name_hint=_hint(name))
+        var = (
+            result
+            if isinstance(result, (relax.Var, tvm.ir.GenericConst))
+            else self.bb.emit(result, name_hint=_hint(name))
+        )
         kind = self.graph.types[name]
         found = getattr(var.ty, "shape", None)
         shape = tuple(int(dim) for dim in found) if found is not None else None
@@ -241,7 +266,7 @@ class _Importer:
             var = self.bb.emit(relax.op.astype(var, dtype_name(kind.elem)), name_hint=_hint(name))
         return var
 
-    def _by_tvm(self, context: Context) -> Any:
+    def _by_tvm(self, context: Context) -> Expr:
         converter = tvm_converters()[context.node.op_type].get_converter(self.graph.opset)
         attributes = _tvm_attributes(context.node)
         from tvm.relax.frontend.onnx.onnx_frontend import onnx_input
@@ -252,11 +277,11 @@ class _Importer:
             return converter(self.bb, onnx_input(context.inputs), attributes, [self.values, _LazyParams(self.weights)])
 
 
-def _tvm_attributes(node: onnx.NodeProto) -> dict[str, Any]:
+def _tvm_attributes(node: onnx.NodeProto) -> dict[str, Value]:
     """Attributes in the form TVM's converters read: bytes for strings, tuples for lists."""
     import onnx
 
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, Value] = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
         attributes[attribute.name] = tuple(value) if attribute.type in (6, 7, 8) else value

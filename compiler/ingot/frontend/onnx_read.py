@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,12 +47,11 @@ def read_onnx(source: Source) -> OnnxModel:
     Raises ModelError (damaged, lying or invalid) or UnsupportedError (valid, but nothing this compiler can take).
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     stripped, raw = split_weights(source.data)
     try:
         proto = onnx.ModelProto.FromString(stripped)
-    except (DecodeError, RecursionError):
+    except _decode_errors():
         raise ModelError(
             "the file is not an ONNX model, or is damaged",
             where=str(source.path),
@@ -67,12 +67,19 @@ def read_onnx(source: Source) -> OnnxModel:
     return OnnxModel(proto, opset, initializers)
 
 
+def _decode_errors() -> tuple[type[Exception], ...]:
+    # By name, as protobuf has no type information of its own.
+    return (importlib.import_module("google.protobuf.message").DecodeError, RecursionError)
+
+
 def _check_versions(proto: onnx.ModelProto) -> int:
     import onnx
 
     newest_ir, newest_opset = int(onnx.IR_VERSION), int(onnx.defs.onnx_opset_version())
     if not proto.HasField("ir_version") or not proto.graph.output:
-        raise ModelError("the file is not an ONNX model", found="no IR version or no outputs", allowed="an ONNX ModelProto")
+        raise ModelError(
+            "the file is not an ONNX model", found="no IR version or no outputs", allowed="an ONNX ModelProto"
+        )
     if not OLDEST_IR <= proto.ir_version <= newest_ir:
         raise UnsupportedError(
             "the model's ONNX IR version is not supported",

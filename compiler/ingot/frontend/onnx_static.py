@@ -28,7 +28,15 @@ FOLD_TOTAL_BYTES = 2**30
 _VISIBLE_ELEMENTS = 4096
 # Left as operators on weights: the quantised weights must stay visible to the passes, and random is never constant.
 _NEVER_FOLDED = frozenset(
-    ("DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+    (
+        "DequantizeLinear",
+        "RandomNormal",
+        "RandomUniform",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Multinomial",
+        "Bernoulli",
+    )
 )
 
 

@@ -40,7 +40,9 @@ def element_bits(elem_type: int, where: str) -> int:
 def checked_count(dims: tuple[int, ...], bits: int, where: str) -> int:
     """Number of elements of a tensor of these dims. Raises ModelError for negative, absurd or too large dims."""
     if len(dims) > MAX_RANK:
-        raise ModelError("a tensor has too many dimensions", where=where, found=str(len(dims)), allowed=f"<= {MAX_RANK}")
+        raise ModelError(
+            "a tensor has too many dimensions", where=where, found=str(len(dims)), allowed=f"<= {MAX_RANK}"
+        )
     count = 1
     for dim in dims:
         if dim < 0:
@@ -147,7 +149,9 @@ def external_array(tensor: onnx.TensorProto, folder: Path, where: str) -> np.nda
     except OSError as error:
         reason = error.strerror or str(error)
         hint = "keep the model and its data files in one folder"
-        raise ModelError("external data cannot be opened", where=where, found=f"{location}: {reason}", hint=hint) from None
+        raise ModelError(
+            "external data cannot be opened", where=where, found=f"{location}: {reason}", hint=hint
+        ) from None
     with os.fdopen(descriptor, "rb") as stream:
         info = os.fstat(stream.fileno())
         if not stat.S_ISREG(info.st_mode):
@@ -167,7 +171,8 @@ def external_array(tensor: onnx.TensorProto, folder: Path, where: str) -> np.nda
             return array_of_raw(memoryview(stream.read(wanted)), tensor.data_type, dims, where)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         mapped = np.memmap(stream, dtype=np.uint8, mode="r", offset=offset, shape=(wanted,))
-        return mapped.view(np.ndarray).view(dtype).reshape(dims)
+        array: np.ndarray = np.asarray(mapped).view(dtype).reshape(dims)
+        return array
 
 
 def _number(entries: dict[str, str], key: str, default: int, where: str) -> int:

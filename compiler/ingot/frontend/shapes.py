@@ -117,6 +117,8 @@ def _match(item: DeclaredInput, wanted: Sequence[int], sizes: dict[str, int]) ->
 
 
 def _example(item: DeclaredInput) -> str:
-    dims = ["1" if axis == 0 and not isinstance(dim, int) else "?" if not isinstance(dim, int) else str(dim)
-            for axis, dim in enumerate(item.dims)]
+    dims = [
+        "1" if axis == 0 and not isinstance(dim, int) else "?" if not isinstance(dim, int) else str(dim)
+        for axis, dim in enumerate(item.dims)
+    ]
     return f"--shape {item.name}={','.join(dims)}"

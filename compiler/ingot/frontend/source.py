@@ -64,7 +64,9 @@ def _read_regular_file(file: Path) -> bytes:
         info = os.fstat(stream.fileno())
         if not stat.S_ISREG(info.st_mode):
             kind = "a directory" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-            raise ModelError("the model path is not a file", where=where, found=kind, allowed="one .onnx or .tflite file")
+            raise ModelError(
+                "the model path is not a file", where=where, found=kind, allowed="one .onnx or .tflite file"
+            )
         if info.st_size == 0:
             raise ModelError("the model file is empty", where=where, found="0 bytes")
         if info.st_size > MAX_FILE_BYTES:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ingot.frontend.onnx_read import refuse_operators
 from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
 from ingot.frontend.source import Source, c_name
 from ingot.frontend.tflite_verify import tensor_name, verified_model
+from ingot.frontend.tvm_types import Expr, Module
 
 if TYPE_CHECKING:
     import tflite
@@ -75,15 +76,13 @@ class _Importer:
         self.converter = make_converter(model, self.graph, self.bb, self.weights)
         self.known: dict[int, tuple[str, tuple[int, ...]]] = {}
         # Sizes other than the stored ones, for which the stored shapes of later tensors no longer hold.
-        self.resized = any(
-            shape != tuple(int(dim) for dim in self._stored(index)) for index, shape in shapes.items()
-        )
+        self.resized = any(shape != tuple(int(dim) for dim in self._stored(index)) for index, shape in shapes.items())
 
     def _stored(self, index: int) -> tuple[int, ...]:
         tensor = self.graph.Tensors(index)
         return tuple(int(tensor.Shape(axis)) for axis in range(tensor.ShapeLength()))
 
-    def run(self, inputs: list[int], outputs: list[int]) -> tuple[Any, dict[str, np.ndarray], list[TensorSpec]]:
+    def run(self, inputs: list[int], outputs: list[int]) -> tuple[Module, dict[str, np.ndarray], list[TensorSpec]]:
         from tvm import relax
 
         self._refuse_unsupported()
@@ -138,7 +137,9 @@ class _Importer:
         if kind not in _DTYPES:
             where = f"{role} {tensor_name(self.graph, index)!r}"
             allowed = ", ".join(_DTYPES.values())
-            raise UnsupportedError("a tensor's data type is not supported", where=where, found=f"type {kind}", allowed=allowed)
+            raise UnsupportedError(
+                "a tensor's data type is not supported", where=where, found=f"type {kind}", allowed=allowed
+            )
         return _DTYPES[kind]
 
     def _check_elements(self, index: int, shape: tuple[int, ...], role: str) -> None:
@@ -172,7 +173,7 @@ class _Importer:
                 ) from error
             raise UnsupportedError("an operator cannot be converted", where=label, found=reason) from error
 
-    def _bind(self, index: int, result: Any, label: str) -> None:
+    def _bind(self, index: int, result: Expr, label: str) -> None:
         import tvm
         from tvm import relax
 
@@ -198,7 +199,7 @@ class _Importer:
         self.converter.bind(index, var)
         self.known[index] = (dtype, shape)
 
-    def _output(self, index: int) -> Any:
+    def _output(self, index: int) -> Expr:
         value = self.converter.tensor(index)
         self.known.setdefault(index, (self._dtype(index, "output"), tuple(int(dim) for dim in value.ty.shape)))
         self._check_elements(index, self.known[index][1], "output")
@@ -219,7 +220,7 @@ class _Importer:
         """Live bytes of the source graph: only tensors that depend on an input, without inputs and outputs."""
         steps, sizes = [], {}
         computed = set(inputs)
-        constant = set()
+        constant: set[int] = set()
         for number in range(self.graph.OperatorsLength()):
             operator = self.graph.Operators(number)
             reads = [int(operator.Inputs(index)) for index in range(operator.InputsLength())]

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.errors import UnsupportedError
 from ingot.frontend.tflite_ops import handles
+from ingot.frontend.tvm_types import Expr, Operator, Options, TfliteConverter, Wrapper
 
 _INT8, _UINT8 = 9, 3
 
 
-def _padding(options: Any, sizes: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> list[int]:
+def _padding(options: Options, sizes: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> list[int]:
     """[top, left, bottom, right] for SAME (0) and VALID (1)."""
     if options.Padding() == 1:
         return [0, 0, 0, 0]
     begins, ends = [], []
-    for size, width, stride, spread in zip(sizes, kernel, (options.StrideH(), options.StrideW()), dilation, strict=True):
+    for size, width, stride, spread in zip(
+        sizes, kernel, (options.StrideH(), options.StrideW()), dilation, strict=True
+    ):
         total = max((-(-size // stride) - 1) * stride + (width - 1) * spread + 1 - size, 0)
         begins.append(total // 2)
         ends.append(total - total // 2)
     return begins + ends
 
 
-def _weight(converter: Any, tensor: Any, shape: tuple[int, ...], order: tuple[int, ...], axis: int, exact: bool) -> Any:
+def _weight(
+    converter: TfliteConverter, tensor: Wrapper, shape: tuple[int, ...], order: tuple[int, ...], axis: int, exact: bool
+) -> Expr:
     """Weights reshaped, then transposed; widened to float along `axis` of the result if they are stored as integers."""
     from tvm import relax
 
@@ -41,7 +44,7 @@ def _weight(converter: Any, tensor: Any, shape: tuple[int, ...], order: tuple[in
     return relax.op.dequantize(value, scale, tensor.qnn_params["zero_point"], axis=axis)
 
 
-def _bias(converter: Any, source: Any, weight: Any, bias: Any, exact: bool) -> Any:
+def _bias(converter: TfliteConverter, source: Wrapper, weight: Wrapper, bias: Wrapper, exact: bool) -> Expr:
     """The bias as float; a stored integer bias has the scale input * weight."""
     from tvm import relax
 
@@ -54,7 +57,7 @@ def _bias(converter: Any, source: Any, weight: Any, bias: Any, exact: bool) -> A
     return relax.op.dequantize(value, relax.const(scale), relax.const(0, "int32"), axis=0)
 
 
-def _real(converter: Any, tensor: Any, exact: bool) -> Any:
+def _real(converter: TfliteConverter, tensor: Wrapper, exact: bool) -> Expr:
     from tvm import relax
 
     value = converter.get_tensor_expr(tensor)
@@ -63,13 +66,15 @@ def _real(converter: Any, tensor: Any, exact: bool) -> Any:
     return value if tensor.qnn_params is None else converter.dequantize(value, tensor)
 
 
-def _is_exact(source: Any, weight: Any, output: Any) -> bool:
+def _is_exact(source: Wrapper, weight: Wrapper, output: Wrapper) -> bool:
     """Whether a layer is computed on whole numbers: 8-bit activations and weights on both ends."""
     parts = (source, weight, output)
     return all(item.qnn_params is not None and item.tensor.Type() in (_INT8, _UINT8) for item in parts)
 
 
-def _finish(converter: Any, sums: Any, parts: tuple[Any, Any, Any], activation: int, exact: bool) -> Any:
+def _finish(
+    converter: TfliteConverter, sums: Expr, parts: tuple[Wrapper, Wrapper, Wrapper], activation: int, exact: bool
+) -> Expr:
     """A layer's output from its sums: scaled, rounded as TFLite rounds, limited by the activation.
 
     TFLite multiplies the whole-number sum by a 31-bit fraction f and rounds, then divides by 2**s and rounds again
@@ -78,18 +83,18 @@ def _finish(converter: Any, sums: Any, parts: tuple[Any, Any, Any], activation: 
     """
     from tvm import relax
 
-    source, weight, output = parts
+    output = parts[2]
     if not exact:
         return converter.finish(sums, output, activation)
     scales = [np.float64(item.qnn_params["scale"].value.numpy()) for item in parts]
     ratio = np.atleast_1d(scales[0] * scales[1] / scales[2])
     if not np.all(np.isfinite(ratio)) or np.any(ratio < 0):
         raise UnsupportedError("a layer's scales are not usable", found=str(ratio[:4]), allowed="positive numbers")
-    fraction, exponent = np.frexp(ratio)
+    exponent = np.frexp(ratio)[1]
     shift = np.clip(-exponent, 0, 31).astype(np.int32)
     factor = (ratio * np.exp2(shift.astype(np.float64))).astype(np.float32)
 
-    def constant(array: np.ndarray, dtype: str) -> Any:
+    def constant(array: np.ndarray, dtype: str) -> Expr:
         same = array.size == 1 or bool(np.all(array == array[0]))
         return converter.exp_tab.new_const(array[0] if same else array, dtype=dtype, source_name=b"requantize")
 
@@ -107,13 +112,15 @@ def _finish(converter: Any, sums: Any, parts: tuple[Any, Any, Any], activation: 
     return relax.op.astype(limited, converter.get_tensor_type_str(output.tensor.Type()))
 
 
-def _limits(converter: Any, output: Any, activation: int, scale: float, zero: int) -> tuple[int, int]:
+def _limits(converter: TfliteConverter, output: Wrapper, activation: int, scale: float, zero: int) -> tuple[int, int]:
     """Smallest and largest stored value of an output after its activation (NONE, RELU, RELU_N1_TO_1, RELU6)."""
     low, high = (-128, 127) if output.tensor.Type() == _INT8 else (0, 255)
     bounds = {0: (None, None), 1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
     if activation not in bounds:
         name = str(converter.activation_fn_type.get(activation, activation))
-        raise UnsupportedError("a quantised layer has this activation", found=name, allowed="none, relu, relu6 or relu1")
+        raise UnsupportedError(
+            "a quantised layer has this activation", found=name, allowed="none, relu, relu6 or relu1"
+        )
 
     def stored(value: float) -> int:
         exact = np.float64(value) / np.float64(np.float32(scale))
@@ -125,8 +132,8 @@ def _limits(converter: Any, output: Any, activation: int, scale: float, zero: in
     return low, high
 
 
-def _inputs(converter: Any, operator: Any) -> tuple[Any, Any, Any]:
-    tensors = [item for item in converter.get_input_tensors(operator)]
+def _inputs(converter: TfliteConverter, operator: Operator) -> tuple[Wrapper, Wrapper, Wrapper]:
+    tensors = list(converter.get_input_tensors(operator))
     if len(tensors) not in (2, 3):
         raise UnsupportedError("a layer has an unexpected number of inputs", found=str(len(tensors)), allowed="2 or 3")
     bias = tensors[2] if len(tensors) == 3 and tensors[2].tensor_idx >= 0 else None
@@ -134,7 +141,7 @@ def _inputs(converter: Any, operator: Any) -> tuple[Any, Any, Any]:
 
 
 @handles("CONV_2D", "DEPTHWISE_CONV_2D")
-def _conv(converter: Any, operator: Any) -> Any:
+def _conv(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     source, weight, bias = _inputs(converter, operator)
@@ -151,7 +158,9 @@ def _conv(converter: Any, operator: Any) -> Any:
         layout = "HWOI"
     else:
         if last == 0 or channels % last:
-            raise UnsupportedError("input channels do not fit the weights", found=str(channels), allowed=f"times {last}")
+            raise UnsupportedError(
+                "input channels do not fit the weights", found=str(channels), allowed=f"times {last}"
+            )
         groups = channels // last
         kernel = _weight(converter, weight, (first, rows, columns, last), (1, 2, 3, 0), 3, exact)
         layout = "HWIO"
@@ -172,7 +181,7 @@ def _conv(converter: Any, operator: Any) -> Any:
 
 
 @handles("FULLY_CONNECTED")
-def _dense(converter: Any, operator: Any) -> Any:
+def _dense(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     source, weight, bias = _inputs(converter, operator)
@@ -184,7 +193,7 @@ def _dense(converter: Any, operator: Any) -> Any:
     shape = converter.shape_of(source)
     exact = _is_exact(source, weight, output)
     value = _real(converter, source, exact)
-    if not options.KeepNumDims() and len(shape) != 2 or shape[-1] != depth:
+    if (not options.KeepNumDims() and len(shape) != 2) or shape[-1] != depth:
         shape = (int(np.prod(shape)) // depth, depth)
         value = relax.op.reshape(value, shape)
     result = relax.op.matmul(value, _weight(converter, weight, (units, depth), (1, 0), 1, exact))
@@ -194,7 +203,7 @@ def _dense(converter: Any, operator: Any) -> Any:
 
 
 @handles("AVERAGE_POOL_2D", "MAX_POOL_2D")
-def _pool(converter: Any, operator: Any) -> Any:
+def _pool(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     source = converter.get_input_tensors(operator)[0]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.errors import UnsupportedError
 from ingot.frontend.tflite_ops import handles
-
+from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter, Wrapper
 
 _COMPLEX64 = 8  # as float32 with a last axis of two
 
 
-def _move(converter: Any, source: Any, output: Any, value: Any) -> Any:
+def _move(converter: TfliteConverter, source: Wrapper, output: Wrapper, value: Expr) -> Expr:
     """The moved elements, requantised if the output has another scale."""
     if converter.same_scale(source, output):
         return value
@@ -22,12 +20,12 @@ def _move(converter: Any, source: Any, output: Any, value: Any) -> Any:
     return converter.quantize(converter.dequantize(value, source), output)
 
 
-def _ends(converter: Any, operator: Any) -> tuple[list[Any], list[Any]]:
+def _ends(converter: TfliteConverter, operator: Operator) -> tuple[list[Wrapper], list[Wrapper]]:
     return converter.get_input_tensors(operator), converter.get_output_tensors(operator)
 
 
 @handles("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-def _reshape(converter: Any, operator: Any) -> Any:
+def _reshape(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     inputs, (output,) = _ends(converter, operator)
@@ -39,7 +37,9 @@ def _reshape(converter: Any, operator: Any) -> Any:
         # The stored shape is for the stored batch: the first dimension takes what the input really has.
         rest = int(np.prod(shape[1:], dtype=np.int64))
         if rest == 0 or count % rest:
-            raise UnsupportedError("a reshape does not fit its input", found=f"{count} elements", allowed=str(list(shape)))
+            raise UnsupportedError(
+                "a reshape does not fit its input", found=f"{count} elements", allowed=str(list(shape))
+            )
         shape = (count // rest, *shape[1:])
     value = converter.get_tensor_expr(inputs[0])
     result = value if converter.shape_of(inputs[0]) == shape else relax.op.reshape(value, shape)
@@ -47,7 +47,7 @@ def _reshape(converter: Any, operator: Any) -> Any:
 
 
 @handles("TRANSPOSE")
-def _transpose(converter: Any, operator: Any) -> Any:
+def _transpose(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     inputs, (output,) = _ends(converter, operator)
@@ -57,7 +57,7 @@ def _transpose(converter: Any, operator: Any) -> Any:
 
 
 @handles("CONCATENATION")
-def _concatenation(converter: Any, operator: Any) -> Any:
+def _concatenation(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     inputs, (output,) = _ends(converter, operator)
@@ -77,7 +77,7 @@ def _concatenation(converter: Any, operator: Any) -> Any:
 
 
 @handles("SPLIT", "SPLIT_V")
-def _split(converter: Any, operator: Any) -> Any:
+def _split(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     inputs, outputs = _ends(converter, operator)
@@ -104,7 +104,7 @@ def _split(converter: Any, operator: Any) -> Any:
 
 
 @handles("PACK")
-def _pack(converter: Any, operator: Any) -> Any:
+def _pack(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     inputs, (output,) = _ends(converter, operator)
@@ -119,7 +119,7 @@ def _pack(converter: Any, operator: Any) -> Any:
 
 
 @handles("UNPACK")
-def _unpack(converter: Any, operator: Any) -> Any:
+def _unpack(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     (source,), outputs = _ends(converter, operator)
@@ -138,7 +138,7 @@ def _unpack(converter: Any, operator: Any) -> Any:
 
 
 @handles("PAD", "PADV2")
-def _pad(converter: Any, operator: Any) -> Any:
+def _pad(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     inputs, (output,) = _ends(converter, operator)
@@ -155,13 +155,15 @@ def _pad(converter: Any, operator: Any) -> Any:
 
 
 @handles("GATHER")
-def _gather(converter: Any, operator: Any) -> Any:
+def _gather(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     (source, indices), (output,) = _ends(converter, operator)
     options = converter.options(operator, "GatherOptions")
     if options.BatchDims() != 0:
-        raise UnsupportedError("GATHER with batch dimensions is not supported", found=str(options.BatchDims()), allowed="0")
+        raise UnsupportedError(
+            "GATHER with batch dimensions is not supported", found=str(options.BatchDims()), allowed="0"
+        )
     shape = converter.shape_of(source)
     axis = options.Axis() + len(shape) if options.Axis() < 0 else options.Axis()
     # Indices may be user data: keep every read inside the tensor.
@@ -170,13 +172,15 @@ def _gather(converter: Any, operator: Any) -> Any:
 
 
 @handles("STRIDED_SLICE")
-def _strided_slice(converter: Any, operator: Any) -> Any:
+def _strided_slice(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     (source, begin, end, stride), (output,) = _ends(converter, operator)
     options = converter.options(operator, "StridedSliceOptions")
     if options.EllipsisMask() or options.NewAxisMask():
-        raise UnsupportedError("STRIDED_SLICE with ellipsis or new axes is not supported", found="a mask", allowed="none")
+        raise UnsupportedError(
+            "STRIDED_SLICE with ellipsis or new axes is not supported", found="a mask", allowed="none"
+        )
     shape = converter.shape_of(source)
     begins, ends, strides = (
         [int(item) for item in converter.constant(tensor, what).reshape(-1)]
@@ -212,7 +216,7 @@ def _strided_slice(converter: Any, operator: Any) -> Any:
 
 
 @handles("DEQUANTIZE")
-def _dequantize(converter: Any, operator: Any) -> Any:
+def _dequantize(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     (source,), _ = _ends(converter, operator)

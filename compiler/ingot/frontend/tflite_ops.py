@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ingot.errors import UnsupportedError
 from ingot.frontend.interface import CONSTANT_ELEMENTS
 from ingot.frontend.normalize import Weights
+from ingot.frontend.tvm_types import Builder, Expr, Operator, Options, TfliteConverter, Value, Wrapper
 
 if TYPE_CHECKING:
     import tflite
@@ -32,7 +33,7 @@ _FLOATS = (0, 1)
 
 HYBRID = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
 
-Handler = Callable[[Any, Any], Any]
+Handler = Callable[[TfliteConverter, Operator], Expr]
 OWN: dict[str, Handler] = {}
 
 
@@ -47,7 +48,7 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-def make_converter(model: tflite.Model, graph: tflite.SubGraph, bb: Any, weights: Weights) -> Any:
+def make_converter(model: tflite.Model, graph: tflite.SubGraph, bb: Builder, weights: Weights) -> TfliteConverter:
     """The converter of one graph. A function, because its class derives from TVM's and TVM is imported late."""
     return _converter_class()(model, graph, bb, weights)
 
@@ -67,7 +68,9 @@ def _converter_class() -> type:
             super().__init__()
             self.weights = weights
 
-        def new_const(self, value: Any, shape: Any = None, dtype: str = "float32", source_name: Any = None) -> Any:
+        def new_const(
+            self, value: Value, shape: Value = None, dtype: str = "float32", source_name: Value = None
+        ) -> Expr:
             array = np.asarray(value)
             array = array if array.dtype == np.dtype(dtype) else array.astype(np.dtype(dtype))
             if array.size <= CONSTANT_ELEMENTS:
@@ -78,19 +81,19 @@ def _converter_class() -> type:
     class Converter(tvm_tflite.OperatorConverter):  # type: ignore[misc]
         """TVM's converter with tensors kept by index: names may be missing, or the same for two tensors."""
 
-        def __init__(self, model: tflite.Model, graph: tflite.SubGraph, bb: Any, weights: Weights) -> None:
+        def __init__(self, model: tflite.Model, graph: tflite.SubGraph, bb: Builder, weights: Weights) -> None:
             super().__init__(model, graph, Constants(weights), bb)
-            self.values: dict[int, Any] = {}
-            self.fetched: dict[int, Any] = {}
+            self.values: dict[int, Expr] = {}
+            self.fetched: dict[int, Expr] = {}
 
-        def bind(self, index: int, value: Any) -> None:
+        def bind(self, index: int, value: Expr) -> None:
             self.values[index] = value
 
-        def tensor(self, index: int) -> Any:
+        def tensor(self, index: int) -> Expr:
             """Relax expression of tensor `index`, whether computed or constant."""
             return self.get_tensor_expr(self.get_tensors([index])[0])
 
-        def get_expr(self, input_tensor_idx: int) -> Any:
+        def get_expr(self, input_tensor_idx: int) -> Expr:
             if int(input_tensor_idx) not in self.values:
                 return self.tensor(int(input_tensor_idx))
             return self.values[int(input_tensor_idx)]
@@ -101,19 +104,19 @@ def _converter_class() -> type:
         def is_prefetched(self, input_tensor_idx: int) -> bool:
             return int(input_tensor_idx) in self.fetched
 
-        def set_prefetched_node(self, input_tensor_idx: int, value: Any) -> None:
+        def set_prefetched_node(self, input_tensor_idx: int, value: Expr) -> None:
             self.fetched[int(input_tensor_idx)] = value
 
-        def get_prefetched_node(self, input_tensor_idx: int) -> Any:
+        def get_prefetched_node(self, input_tensor_idx: int) -> Expr:
             return self.fetched[int(input_tensor_idx)]
 
-        def get_tensor_expr(self, tensor: Any, is_sparse: bool = False) -> Any:
+        def get_tensor_expr(self, tensor: Wrapper, is_sparse: bool = False) -> Expr:
             index = int(tensor.tensor_idx)
             if index not in self.values:
                 self.values[index] = super().get_tensor_expr(tensor, is_sparse)
             return self.values[index]
 
-        def get_tensor_shape(self, tensor_wrapper: Any) -> Any:
+        def get_tensor_shape(self, tensor_wrapper: Wrapper) -> Value:
             # What the graph computes: the stored shape is only one of those a model with an open batch can have.
             value = self.values.get(int(tensor_wrapper.tensor_idx))
             if value is not None and value.ty.shape is not None:
@@ -155,9 +158,11 @@ def _converter_class() -> type:
         def is_hybrid(self, operator: tflite.Operator) -> bool:
             """Whether a layer has integer weights but float activations."""
             inputs = self.get_tensors(operator.InputsAsNumpy())
-            return self.name_of(operator) in HYBRID and inputs[0].qnn_params is None and inputs[1].qnn_params is not None
+            return (
+                self.name_of(operator) in HYBRID and inputs[0].qnn_params is None and inputs[1].qnn_params is not None
+            )
 
-        def convert(self, operator: tflite.Operator) -> list[Any]:
+        def convert(self, operator: tflite.Operator) -> list[Expr]:
             """The operator's outputs as Relax expressions."""
             name = self.name_of(operator)
             own = OWN.get(name)
@@ -174,7 +179,7 @@ def _converter_class() -> type:
                 return [relax.TupleGetItem(var, index) for index in range(len(result.ty.fields))]
             return [result]
 
-        def options(self, operator: tflite.Operator, kind: str) -> Any:
+        def options(self, operator: tflite.Operator, kind: str) -> Options:
             """The operator's options table, read as `kind` (a class of the schema)."""
             import tflite
 
@@ -185,18 +190,20 @@ def _converter_class() -> type:
             options.Init(table.Bytes, table.Pos)
             return options
 
-        def shape_of(self, tensor: Any) -> tuple[int, ...]:
+        def shape_of(self, tensor: Wrapper) -> tuple[int, ...]:
             """Static shape of a tensor wrapper."""
             return tuple(int(dim) for dim in self.get_tensor_shape(tensor))
 
-        def constant(self, tensor: Any, meaning: str) -> np.ndarray:
+        def constant(self, tensor: Wrapper, meaning: str) -> np.ndarray:
             """Value of a constant tensor; UnsupportedError if it is computed."""
             if int(tensor.tensor_idx) in self.values and not tensor.buffer.DataLength():
                 allowed = f"a constant {meaning}"
-                raise UnsupportedError(f"the {meaning} is computed at run time", found="a computed tensor", allowed=allowed)
+                raise UnsupportedError(
+                    f"the {meaning} is computed at run time", found="a computed tensor", allowed=allowed
+                )
             return np.asarray(self.get_tensor_value(tensor))
 
-        def same_scale(self, left: Any, right: Any) -> bool:
+        def same_scale(self, left: Wrapper, right: Wrapper) -> bool:
             """Whether two tensors are quantised alike (or both not at all)."""
             if left.qnn_params is None or right.qnn_params is None:
                 return left.qnn_params is right.qnn_params
@@ -205,7 +212,7 @@ def _converter_class() -> type:
                 for key in ("scale", "zero_point")
             )
 
-        def finish(self, value: Any, output: Any, activation: int) -> Any:
+        def finish(self, value: Expr, output: Wrapper, activation: int) -> Expr:
             """A float result with its fused activation; quantised if the output is."""
             if output.qnn_params is None:
                 return self.convert_fused_activation_function(value, activation)

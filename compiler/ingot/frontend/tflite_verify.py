@@ -45,7 +45,13 @@ SCHEMA = {
         has_rank="bool",
     ),
     "QuantizationParameters": _fields(
-        min="[f32]", max="[f32]", scale="[f32]", zero_point="[i64]", details_type="u8", details="?", quantized_dimension="i32"
+        min="[f32]",
+        max="[f32]",
+        scale="[f32]",
+        zero_point="[i64]",
+        details_type="u8",
+        details="?",
+        quantized_dimension="i32",
     ),
     "SparsityParameters": _fields(traversal_order="[i32]", block_map="[i32]", dim_metadata="[DimensionMetadata]"),
     "DimensionMetadata": _fields(format="i8", dense_size="i32"),
@@ -65,7 +71,23 @@ SCHEMA = {
     "SignatureDef": _fields(),
 }
 
-_ITEM_BITS = {0: 32, 1: 16, 2: 32, 3: 8, 4: 64, 6: 8, 7: 16, 8: 64, 9: 8, 10: 64, 11: 128, 12: 64, 15: 32, 16: 16, 17: 4}
+_ITEM_BITS = {
+    0: 32,
+    1: 16,
+    2: 32,
+    3: 8,
+    4: 64,
+    6: 8,
+    7: 16,
+    8: 64,
+    9: 8,
+    10: 64,
+    11: 128,
+    12: 64,
+    15: 32,
+    16: 16,
+    17: 4,
+}
 _STRING = 5
 _MAX_OPERATORS = 1_000_000
 
@@ -146,7 +168,9 @@ def _check_quantization(tensor: tflite.Tensor, dims: tuple[int, ...], where: str
 def _check_operators(model: tflite.Model, graph: tflite.SubGraph) -> None:
     tensors = graph.TensorsLength()
     if graph.OperatorsLength() > _MAX_OPERATORS:
-        raise ModelError("the graph has too many operators", found=str(graph.OperatorsLength()), allowed=str(_MAX_OPERATORS))
+        raise ModelError(
+            "the graph has too many operators", found=str(graph.OperatorsLength()), allowed=str(_MAX_OPERATORS)
+        )
     written = set()
     for index in range(tensors):
         tensor = graph.Tensors(index)

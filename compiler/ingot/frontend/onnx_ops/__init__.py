@@ -15,7 +15,19 @@ from ingot.frontend.onnx_ops.context import TABLE, Context, Converter
 if TYPE_CHECKING:
     from typing import Any
 
-_FAMILIES = ("activation", "convolution", "elementwise", "index", "linear", "normalization", "pad", "quantize", "reduce", "resize", "shape")
+_FAMILIES = (
+    "activation",
+    "convolution",
+    "elementwise",
+    "index",
+    "linear",
+    "normalization",
+    "pad",
+    "quantize",
+    "reduce",
+    "resize",
+    "shape",
+)
 
 # Handled before conversion: they become constants, or one of their branches.
 _STATIC = frozenset(("Constant", "ConstantOfShape", "Shape", "Size", "If"))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts
+from ingot.frontend.tvm_types import Expr
 
 
 @converts("Clip")
-def _clip(ctx: Context) -> Any:
+def _clip(ctx: Context) -> Expr:
     from tvm import relax
 
     x, dtype = ctx.inputs[0], np.dtype(ctx.dtype())
@@ -49,15 +48,17 @@ def _clip(ctx: Context) -> Any:
 
 
 @converts("HardSigmoid")
-def _hard_sigmoid(ctx: Context) -> Any:
+def _hard_sigmoid(ctx: Context) -> Expr:
     from tvm import relax
 
-    line = relax.op.add(relax.op.multiply(ctx.inputs[0], ctx.const(ctx.attr("alpha", 0.2))), ctx.const(ctx.attr("beta", 0.5)))
+    line = relax.op.add(
+        relax.op.multiply(ctx.inputs[0], ctx.const(ctx.attr("alpha", 0.2))), ctx.const(ctx.attr("beta", 0.5))
+    )
     return relax.op.clip(line, 0.0, 1.0)
 
 
 @converts("HardSwish")
-def _hard_swish(ctx: Context) -> Any:
+def _hard_swish(ctx: Context) -> Expr:
     from tvm import relax
 
     x = ctx.inputs[0]
@@ -66,7 +67,7 @@ def _hard_swish(ctx: Context) -> Any:
 
 
 @converts("Softmax", "LogSoftmax")
-def _softmax(ctx: Context) -> Any:
+def _softmax(ctx: Context) -> Expr:
     from tvm import relax
 
     operator = relax.op.nn.softmax if ctx.node.op_type == "Softmax" else relax.op.nn.log_softmax

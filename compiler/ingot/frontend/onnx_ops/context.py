@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ingot.errors import UnsupportedError
+from ingot.frontend.tvm_types import Expr, Value
 
 if TYPE_CHECKING:
     import onnx
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
     from ingot.frontend.onnx_static import TensorType
 
-    Expr = relax.Expr
-
-Converter = Callable[["Context"], Any]
+Converter = Callable[["Context"], Expr]
 TABLE: dict[tuple[str, str], Converter] = {}
 
 
@@ -44,10 +43,10 @@ class Context:
     node: onnx.NodeProto
     label: str
     opset: int
-    inputs: list[Any]
+    inputs: list[Expr]
     types: dict[str, TensorType]
     constants: dict[str, np.ndarray]
-    make_weight: Callable[[str, np.ndarray], Any]
+    make_weight: Callable[[str, np.ndarray], Expr]
 
     def has(self, index: int) -> bool:
         """Whether input `index` is given (optional inputs may be missing or empty)."""
@@ -83,7 +82,7 @@ class Context:
         """Numpy dtype name of output `index`."""
         return dtype_name(self.types[self.node.output[index]].elem)
 
-    def attr(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - attributes have many types
+    def attr(self, name: str, default: Value = None) -> Value:
         """Value of an attribute (int, float, str, list of them, or TensorProto), or `default`."""
         import onnx
 
@@ -102,17 +101,17 @@ class Context:
             found = self.need(index, name).reshape(-1).tolist()
         return None if found is None else [int(value) for value in found]
 
-    def const(self, value: float, dtype: str | None = None) -> Any:  # noqa: ANN401 - a Relax constant
+    def const(self, value: float, dtype: str | None = None) -> Expr:
         """A scalar constant of `dtype` (default: that of input 0)."""
         from tvm import relax
 
         return relax.const(np.array(value, dtype=np.dtype(dtype or self.dtype())), dtype or self.dtype())
 
-    def array(self, suffix: str, value: np.ndarray) -> Any:  # noqa: ANN401 - a Relax expression
+    def array(self, suffix: str, value: np.ndarray) -> Expr:
         """`value` as a constant or, if larger, as a weight named after this node's output."""
         return self.make_weight(f"{self.node.output[0]}_{suffix}", value)
 
-    def emit(self, expr: Any) -> Any:  # noqa: ANN401 - a Relax expression
+    def emit(self, expr: Expr) -> Expr:
         """Bind an intermediate expression so that its type is known."""
         return self.bb.emit(expr)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ingot.frontend.onnx_ops.context import Context, converts, spread
+from ingot.frontend.tvm_types import Expr
 
 _LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
 
@@ -27,7 +26,7 @@ def _pads(ctx: Context, kernel: list[int], strides: list[int], dilations: list[i
 
 
 @converts("Conv")
-def _conv(ctx: Context) -> Any:
+def _conv(ctx: Context) -> Expr:
     from tvm import relax
 
     kernel = list(ctx.shape(1)[2:])
@@ -52,7 +51,7 @@ def _conv(ctx: Context) -> Any:
 
 
 @converts("MaxPool", "AveragePool")
-def _pool(ctx: Context) -> Any:
+def _pool(ctx: Context) -> Expr:
     from tvm import relax
 
     kernel = ctx.attr("kernel_shape")
@@ -78,7 +77,7 @@ def _pool(ctx: Context) -> Any:
 
 
 @converts("GlobalAveragePool", "GlobalMaxPool")
-def _global_pool(ctx: Context) -> Any:
+def _global_pool(ctx: Context) -> Expr:
     from tvm import relax
 
     axes = list(range(2, len(ctx.shape())))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts
+from ingot.frontend.tvm_types import Expr
 
 
 @converts("Add", "Sub", "Mul", "Pow", "And", "Or", "Xor", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
-def _binary(ctx: Context) -> Any:
+def _binary(ctx: Context) -> Expr:
     from tvm import relax
 
     name = {
@@ -33,7 +33,7 @@ def _binary(ctx: Context) -> Any:
 
 
 @converts("Min", "Max", "Sum", "Mean")
-def _variadic(ctx: Context) -> Any:
+def _variadic(ctx: Context) -> Expr:
     from tvm import relax
 
     pair = {"Min": relax.op.minimum, "Max": relax.op.maximum}.get(ctx.node.op_type, relax.op.add)
@@ -44,7 +44,7 @@ def _variadic(ctx: Context) -> Any:
 
 
 @converts("Cast")
-def _cast(ctx: Context) -> Any:
+def _cast(ctx: Context) -> Expr:
     from tvm import relax
 
     source, target = np.dtype(ctx.dtype()), np.dtype(ctx.out_dtype())

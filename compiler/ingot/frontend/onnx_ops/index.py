@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
+from ingot.frontend.tvm_types import Expr
 
 
-def _bounded(ctx: Context, index: int, size: int) -> Any:
+def _bounded(ctx: Context, index: int, size: int) -> Expr:
     """Input `index` with negative values counted from the end, and every value inside [0, size)."""
     from tvm import relax
 
@@ -28,7 +27,7 @@ def _bounded(ctx: Context, index: int, size: int) -> Any:
 
 
 @converts("Gather")
-def _gather(ctx: Context) -> Any:
+def _gather(ctx: Context) -> Expr:
     from tvm import relax
 
     axis = normal_axis(ctx.attr("axis", 0), len(ctx.shape()))
@@ -46,7 +45,7 @@ def _gather(ctx: Context) -> Any:
 
 
 @converts("GatherElements")
-def _gather_elements(ctx: Context) -> Any:
+def _gather_elements(ctx: Context) -> Expr:
     from tvm import relax
 
     axis = normal_axis(ctx.attr("axis", 0), len(ctx.shape()))
@@ -54,7 +53,7 @@ def _gather_elements(ctx: Context) -> Any:
 
 
 @converts("Slice")
-def _slice(ctx: Context) -> Any:
+def _slice(ctx: Context) -> Expr:
     from tvm import relax
 
     shape = ctx.shape()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts
+from ingot.frontend.tvm_types import Expr
 
 
-def _scaled(ctx: Context, index: int, factor: float) -> Any:
+def _scaled(ctx: Context, index: int, factor: float) -> Expr:
     """Input `index` times a number; in numpy if it is a constant."""
     from tvm import relax
 
@@ -22,7 +21,7 @@ def _scaled(ctx: Context, index: int, factor: float) -> Any:
 
 
 @converts("Gemm")
-def _gemm(ctx: Context) -> Any:
+def _gemm(ctx: Context) -> Expr:
     from tvm import relax
 
     a, b = ctx.inputs[0], ctx.inputs[1]
@@ -45,7 +44,7 @@ def _gemm(ctx: Context) -> Any:
 
 
 @converts("Einsum")
-def _einsum(ctx: Context) -> Any:
+def _einsum(ctx: Context) -> Expr:
     from tvm import relax
 
     return relax.op.einsum(tuple(ctx.inputs), ctx.attr("equation").replace(" ", ""))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts
+from ingot.frontend.tvm_types import Expr
 
 
 @converts("BatchNormalization")
-def _batch_norm(ctx: Context) -> Any:
+def _batch_norm(ctx: Context) -> Expr:
     from tvm import relax
 
     if ctx.attr("training_mode", 0) or len([name for name in ctx.node.output if name in ctx.types]) > 1:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
+from ingot.frontend.tvm_types import Expr
 
 
 @converts("Pad")
-def _pad(ctx: Context) -> Any:
+def _pad(ctx: Context) -> Expr:
     from tvm import relax
 
     shape = ctx.shape()
@@ -41,7 +40,7 @@ def _pad(ctx: Context) -> Any:
     return _by_slices(ctx, x, before, after, mode)
 
 
-def _by_slices(ctx: Context, x: Any, before: list[int], after: list[int], mode: str) -> Any:
+def _by_slices(ctx: Context, x: Expr, before: list[int], after: list[int], mode: str) -> Expr:
     """Edge and wrap padding: one axis after the other, by joining pieces of the tensor itself."""
     from tvm import relax
 

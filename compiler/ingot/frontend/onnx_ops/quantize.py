@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
+from ingot.frontend.tvm_types import Expr
 
 
-def _parameters(ctx: Context, stored: str) -> tuple[Any, Any, int]:
+def _parameters(ctx: Context, stored: str) -> tuple[Expr, Expr, int]:
     """Scale, zero point and axis as Relax wants them."""
     if ctx.attr("block_size", 0):
         raise ctx.unsupported("blocked quantisation", "per tensor or per channel")
@@ -24,7 +23,7 @@ def _parameters(ctx: Context, stored: str) -> tuple[Any, Any, int]:
 
 
 @converts("QuantizeLinear")
-def _quantize(ctx: Context) -> Any:
+def _quantize(ctx: Context) -> Expr:
     from tvm import relax
 
     scale, zero, axis = _parameters(ctx, ctx.out_dtype())
@@ -32,7 +31,7 @@ def _quantize(ctx: Context) -> Any:
 
 
 @converts("DequantizeLinear")
-def _dequantize(ctx: Context) -> Any:
+def _dequantize(ctx: Context) -> Expr:
     from tvm import relax
 
     scale, zero, axis = _parameters(ctx, ctx.dtype())

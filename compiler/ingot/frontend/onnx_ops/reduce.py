@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
+from ingot.frontend.tvm_types import Expr
 
 
-def _reduce(before: Callable[[Any, Any], Any], kind: str, after: Callable[[Any, Any], Any]) -> Callable[[Context], Any]:
-    def convert(ctx: Context) -> Any:
+def _reduce(
+    before: Callable[[Expr, Expr], Expr], kind: str, after: Callable[[Expr, Expr], Expr]
+) -> Callable[[Context], Expr]:
+    def convert(ctx: Context) -> Expr:
         from tvm import relax
 
         axes = ctx.ints("axes", 1)
@@ -22,7 +24,7 @@ def _reduce(before: Callable[[Any, Any], Any], kind: str, after: Callable[[Any, 
     return convert
 
 
-def _same(op: Any, x: Any) -> Any:
+def _same(op: Expr, x: Expr) -> Expr:
     return x
 
 

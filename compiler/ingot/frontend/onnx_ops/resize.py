@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ingot.frontend.onnx_ops.context import Context, converts
+from ingot.frontend.tvm_types import Expr
+
+
+_COORDINATES = frozenset(
+    (
+        "half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric",
+        "tf_half_pixel_for_nn",
+    )
+)  # fmt: skip
 
 
 @converts("Resize", "Upsample")
-def _resize(ctx: Context) -> Any:
+def _resize(ctx: Context) -> Expr:
     from tvm import relax
 
     source, target = ctx.shape(), ctx.out_shape()
@@ -34,9 +41,7 @@ def _resize(ctx: Context) -> Any:
         raise ctx.unsupported(f"{list(source)} to {list(target)}", "resizing the last one or two of [N, C, ...]")
     if ctx.attr("antialias", 0) or ctx.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise ctx.unsupported("antialias or keep_aspect_ratio_policy", "plain resizing")
-    if mode not in ("nearest", "linear", "cubic") or coordinates not in (
-        "half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric", "tf_half_pixel_for_nn"
-    ):  # fmt: skip
+    if mode not in ("nearest", "linear", "cubic") or coordinates not in _COORDINATES:
         raise ctx.unsupported(f"mode {mode!r}, coordinates {coordinates!r}", "nearest, linear or cubic")
     _check_scales(ctx)
     x = ctx.inputs[0]

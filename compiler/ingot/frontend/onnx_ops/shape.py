@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
+from ingot.frontend.tvm_types import Expr
 
 
 @converts("Identity", "Dropout")
-def _identity(ctx: Context) -> Any:
+def _identity(ctx: Context) -> Expr:
     if len([name for name in ctx.node.output if name in ctx.types]) > 1:
         from tvm import relax
 
@@ -19,21 +18,21 @@ def _identity(ctx: Context) -> Any:
 
 
 @converts("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def _reshape(ctx: Context) -> Any:
+def _reshape(ctx: Context) -> Expr:
     from tvm import relax
 
     return ctx.inputs[0] if ctx.shape() == ctx.out_shape() else relax.op.reshape(ctx.inputs[0], ctx.out_shape())
 
 
 @converts("Expand")
-def _expand(ctx: Context) -> Any:
+def _expand(ctx: Context) -> Expr:
     from tvm import relax
 
     return ctx.inputs[0] if ctx.shape() == ctx.out_shape() else relax.op.broadcast_to(ctx.inputs[0], ctx.out_shape())
 
 
 @converts("Transpose")
-def _transpose(ctx: Context) -> Any:
+def _transpose(ctx: Context) -> Expr:
     from tvm import relax
 
     rank = len(ctx.shape())
@@ -42,7 +41,7 @@ def _transpose(ctx: Context) -> Any:
 
 
 @converts("Concat")
-def _concat(ctx: Context) -> Any:
+def _concat(ctx: Context) -> Expr:
     from tvm import relax
 
     axis = normal_axis(ctx.attr("axis", 0), len(ctx.out_shape()))
@@ -51,7 +50,7 @@ def _concat(ctx: Context) -> Any:
 
 
 @converts("Split")
-def _split(ctx: Context) -> Any:
+def _split(ctx: Context) -> Expr:
     from tvm import relax
 
     axis = normal_axis(ctx.attr("axis", 0), len(ctx.shape()))
@@ -63,7 +62,7 @@ def _split(ctx: Context) -> Any:
 
 
 @converts("Tile")
-def _tile(ctx: Context) -> Any:
+def _tile(ctx: Context) -> Expr:
     from tvm import relax
 
     repeats = [out // size if size else 1 for out, size in zip(ctx.out_shape(), ctx.shape(), strict=True)]
@@ -71,7 +70,7 @@ def _tile(ctx: Context) -> Any:
 
 
 @converts("DepthToSpace")
-def _depth_to_space(ctx: Context) -> Any:
+def _depth_to_space(ctx: Context) -> Expr:
     from tvm import relax
 
     n, c, h, w = ctx.shape()
@@ -84,7 +83,7 @@ def _depth_to_space(ctx: Context) -> Any:
 
 
 @converts("SpaceToDepth")
-def _space_to_depth(ctx: Context) -> Any:
+def _space_to_depth(ctx: Context) -> Expr:
     from tvm import relax
 
     n, c, h, w = ctx.shape()
