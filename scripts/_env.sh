@@ -107,7 +107,8 @@ watch_quietly() {
     if [ -t 2 ]; then
         while kill -0 "$child" 2>/dev/null; do
             doing=$(grep -aE '^(Collecting|Downloading|Building|Installing|Get:|Unpacking|Setting up) ?' "$log" | tail -n 1 | tr -d '\r' | cut -c1-60)
-            printf '\r\033[K  %s, %d s  %s' "$what" $((SECONDS - started)) "$doing" >&2
+            # Without line wrapping while it is printed: a line that is too long is cut, not broken in two.
+            printf '\r\033[K\033[?7l  %s, %d s  %s\033[?7h' "$what" $((SECONDS - started)) "$doing" >&2
             sleep 0.5
         done
         printf '\r\033[K' >&2
