@@ -9,6 +9,7 @@ import platform
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ import pytest
 
 from handmade import handmade
 from ingot.packager.artifact import Artifact, package
+from ingot.runtime.loader import LoadError, check, load
 
 RUNTIME = Path(__file__).resolve().parents[2] / "compiler" / "ingot" / "runtime"
 HERE = Path(__file__).resolve().parent
+#: Statuses of the C loader, as open_many.c prints them.
+LOAD, ABI, CPU = "14", "11", "8"
 #: A target that every host of the tests can run.
 HOST = {"x86_64": "x86-64-v2", "aarch64": "armv8.0-a"}[platform.machine()]
 _SECTION = "<IIQQQQIIQQ"  # name type flags addr offset size ...
@@ -108,3 +112,34 @@ def compile_c(sources: Sequence[Path], output: Path, *flags: str, compiler: Sequ
     strict = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{RUNTIME}"]
     subprocess.run([*compiler, *strict, *flags, *map(str, sources), "-o", str(output), "-ldl", "-lpthread"], check=True)
     return output
+
+
+@functools.cache
+def _c_loader() -> tuple[tempfile.TemporaryDirectory[str], Path]:
+    folder = tempfile.TemporaryDirectory()
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    return folder, compile_c([HERE / "open_many.c", RUNTIME / "open.c"], Path(folder.name, "open_many"), *flags)
+
+
+def open_all(*paths: Path) -> list[tuple[str, str]]:
+    """What the C loader, built with sanitizers, does with each file: (status or "CRASH", message)."""
+    done = subprocess.run([_c_loader()[1], *paths], capture_output=True, timeout=120, check=True)
+    assert done.stderr == b"", done.stderr[:2000]
+    lines = done.stdout.decode(errors="replace").splitlines()
+    assert len(lines) == len(paths)
+    pairs = [line.split(" ", 1) for line in lines]
+    return [(status, text.removeprefix(f"{p}: ")) for (status, text), p in zip(pairs, paths, strict=True)]
+
+
+def refuse(path: Path, message: str) -> LoadError:
+    """Every way into the Python loader refuses the file, with this in the first line."""
+    with pytest.raises(LoadError) as caught:
+        load(path, threads=1)
+    error = caught.value
+    assert message in error.what, str(error)
+    lines = str(error).splitlines()
+    assert len(lines) <= 5
+    assert max(map(len, lines)) < 400
+    assert error.exit_code == 2
+    assert not all(ok for _, ok, _ in check(path))
+    return error
