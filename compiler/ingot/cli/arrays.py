@@ -142,9 +142,11 @@ class Archive:
         self.names = [name.removesuffix(".npy") for name in self._zip.namelist()]
 
     def __enter__(self) -> Archive:
+        """Return the archive itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Close the file."""
         self._stack.close()
 
     def _member(self, name: str) -> IO[bytes]:

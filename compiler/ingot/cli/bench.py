@@ -34,7 +34,7 @@ RIVALS = ("onnxruntime", "litert", "ingot")
     type=(click.Choice(RIVALS), PATH),
     multiple=True,
     metavar="ENGINE MODEL",
-    help="Measure another engine in turn with this one: onnxruntime, litert, or ingot with another library. Repeatable.",
+    help="Measure onnxruntime, litert, or ingot with another library in turn with this one. Repeatable.",
 )
 @seed_option
 def command(library: Path, threads: int, seconds: float, against: Sequence[tuple[str, Path]], seed: int) -> None:
@@ -66,8 +66,8 @@ def command(library: Path, threads: int, seconds: float, against: Sequence[tuple
         outputs = [_outputs(peer) for peer in running] if against else []
         interleave(running, seconds)
         _show(running)
-        for peer, found in zip(running[1:], outputs[1:], strict=False):
-            _compare(running[0], peer, outputs[0], found)
+        for peer, wanted in zip(running[1:], outputs[1:], strict=False):
+            _compare(running[0], peer, outputs[0], wanted)
 
 
 def _outputs(peer: Peer) -> list[np.ndarray]:

@@ -34,11 +34,9 @@ def size(count: float) -> str:
     """Bytes for people: `512 B`, `1.2 KiB`, `14.0 MiB`."""
     if count < 1024:
         return f"{count:g} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        count /= 1024
-        if count < 1024:
-            break
-    return f"{count:.1f} {unit}"
+    units = ("KiB", "MiB", "GiB")
+    power = min(len(units), max(1, (int(count).bit_length() - 1) // 10))
+    return f"{count / 1024**power:.1f} {units[power - 1]}"
 
 
 def number(count: float) -> str:

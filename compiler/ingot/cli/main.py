@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -86,11 +86,11 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
     def main(  # type: ignore[override] # click's overloads differ by standalone_mode, which this ignores
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **_extra: object
     ) -> NoReturn:
         """Run and exit. Never shows a traceback, except with --debug."""
         if "_INGOT_COMPLETE" in os.environ:
-            super().main(args=args, prog_name="ingot", **extra)
+            super().main(args=args, prog_name="ingot")
         _Debug.given = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
         sys.exit(_guarded(self, list(sys.argv[1:] if args is None else args)))
 

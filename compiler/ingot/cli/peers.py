@@ -141,7 +141,7 @@ class Peer:
 def peers(
     contestants: Sequence[tuple[str, Path]], threads: int, inputs: Sequence[dict[str, Array]]
 ) -> Iterator[list[Peer]]:
-    """Load each (engine, model) in a process of its own, one after the other, all stopped; `inputs` for each of them."""
+    """Load each (engine, model) with its inputs in a process of its own, one after the other; all are stopped then."""
     from ingot.cli.arrays import npz_bytes
 
     running: list[Peer] = []
@@ -185,7 +185,7 @@ def _runs_per_turn(peer: Peer) -> int:
 
 
 def random_feeds(specs: Sequence[Any], seed: int) -> dict[str, Array]:
-    """Seeded inputs by name for a loaded model's `inputs`: as the selftest makes them. Raises InputError if too large."""
+    """Seeded inputs by name, as the selftest makes them, for a model's `inputs`. Raises InputError if too large."""
     from ingot.frontend.interface import TensorSpec
     from ingot.packager.selftest import random_inputs
 

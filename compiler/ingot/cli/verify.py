@@ -13,9 +13,11 @@ import click
 import numpy as np
 
 from ingot.cli.options import MAX_THREADS, PATH, seed_option
-from ingot.errors import InputError, IngotError, LoadError, ModelError, RunError, ToolchainError
+from ingot.errors import IngotError, InputError, LoadError, ModelError, RunError, ToolchainError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ingot.cli.peers import Peer
     from ingot.runtime.loader import TensorSpec
     from ingot.target import Target
@@ -220,9 +222,11 @@ class _Judge:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> _Judge:
+        """Start nothing yet: the engine starts with the first sample."""
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """End the engine's process."""
         self._stack.close()
 
     def outputs(self, feeds: dict[str, Array]) -> list[Array]:
@@ -253,7 +257,7 @@ class _Judge:
 def _show(scores: Sequence[_Score], tolerance: float | None) -> bool:
     from ingot.cli.console import clean, console, shape, show, table, verdict
 
-    rows = []
+    rows: list[list[str | Text]] = []
     for score in scores:
         spec = score.spec
         agreement = f"{score.agreeing} of {score.rows}" if score.rows else "-"

@@ -1,8 +1,8 @@
 """The process of one engine: `python -m ingot.cli.worker ENGINE MODEL THREADS INPUTS.npz`.
 
-It answers one JSON line per line on standard input: {"run": n} measures n runs, {"inputs": "F.npz"} reads other inputs,
-{"outputs": "F.npz"} stores the outputs. Its first line says that the model is loaded, or {"error": ...} that it is not. An engine that crashes takes
-only this process with it.
+It answers one JSON line per line on standard input: {"run": n} measures n runs, {"inputs": "F.npz"} reads other
+inputs, {"outputs": "F.npz"} stores the outputs. Its first line says that the model is loaded, or {"error": ...}
+that it is not. An engine that crashes takes only this process with it.
 """
 
 from __future__ import annotations
