@@ -60,13 +60,12 @@ def _read_regular_file(file: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ModelError("the model file cannot be opened", where=where, found=reason) from None
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(descriptor)
+        kind = "a directory" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+        raise ModelError("the model path is not a file", where=where, found=kind, allowed="one .onnx or .tflite file")
     with os.fdopen(descriptor, "rb") as stream:
-        info = os.fstat(stream.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            kind = "a directory" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-            raise ModelError(
-                "the model path is not a file", where=where, found=kind, allowed="one .onnx or .tflite file"
-            )
         if info.st_size == 0:
             raise ModelError("the model file is empty", where=where, found="0 bytes")
         if info.st_size > MAX_FILE_BYTES:
