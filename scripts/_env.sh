@@ -10,7 +10,7 @@ python=$venv/bin/python
 stamp=$venv/.ingot-ready     # holds the key of what was installed; written last, so a half-made environment has none
 owned=$venv/.ingot-made      # written first: only an environment with this file is ever deleted
 log=$repo/build/setup.log
-debian_packages="qemu-user libc6-armhf-cross libc6-riscv64-cross gcc g++ make libc6-dev"
+debian_packages="qemu-user libc6-armhf-cross libc6-riscv64-cross gcc g++ make libc6-dev llvm"
 case $(uname -m) in aarch64 | arm64) ;; *) debian_packages="$debian_packages libc6-arm64-cross" ;; esac
 
 refuse() { # what, found, needed, what to do
