@@ -188,9 +188,9 @@ def test_tensors_beyond_the_abi_are_refused(spec: TensorSpec) -> None:
 
 def test_weights_source_names_its_contents() -> None:
     """The toolchain's cache does not look into included binaries: the text must change with them."""
-    _, imported, _, selftest = handmade()
+    _, imported, target, selftest = handmade()
     texts = {
-        weights_s(imported, weights, note, test)
+        weights_s(imported, target, weights, note, test)
         for weights in (b"", b"a", b"b")
         for note in (b"{}", b"[]")
         for test in (None, selftest)

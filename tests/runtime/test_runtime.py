@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from handmade import HOST
+from handmade import HOST, handmade
 from ingot.architectures import FEATURES
+from ingot.packager.artifact import package
+from ingot.packager.link import zig_path
 
 HERE = Path(__file__).resolve().parent
 RUNTIME = HERE.parent.parent / "compiler" / "ingot" / "runtime"
@@ -40,6 +42,34 @@ def test_native(case: str, demo: Build, driver: Build) -> None:
     done = run([driver(HOST), demo(HOST), case])
     assert done.returncode == 0, done.stderr
     assert f"ok {case}" in done.stdout
+
+
+def test_every_feature_of_this_machine(demo: Build, driver: Build) -> None:
+    done = run([driver(HOST), demo("native"), "create", "selftest"])
+    assert done.returncode == 0, done.stderr
+
+
+@on_x86
+def test_musl_statically_linked(tmp_path: Path) -> None:
+    """Another libc, another threads implementation, and no dynamic loader at all."""
+    program, imported, target, selftest = handmade("x86-64-v3-musl")
+    package(program, imported, target, precision="fp32", selftest=selftest).save(tmp_path / "libdemo.a", "a")
+    command = [
+        zig_path(),
+        "cc",
+        "-target",
+        target.zig_triple,
+        *STRICT,
+        "-fno-sanitize=undefined",
+        "-static",
+        "-DLINKED",
+    ]
+    command += [f"-I{RUNTIME}", HERE / "driver.c", tmp_path / "libdemo.a", "-o", tmp_path / "driver"]
+    subprocess.run(command, check=True)
+    cases = [c for c in CASES if c != "time"]
+    done = run([tmp_path / "driver", "-", *cases])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ok ") == len(cases)
 
 
 @pytest.mark.qemu

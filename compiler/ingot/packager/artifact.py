@@ -156,7 +156,7 @@ def package(
     sources = Sources(
         name=imported.name,
         entry_c=entry_c(program, imported, target, precision, selftest),
-        weights_s=weights_s(imported, program.weights, note, selftest),
+        weights_s=weights_s(imported, target, program.weights, note, selftest),
         files=files,
         objects=program.objects,
     )

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ingot.packager.selftest import SelfTest
     from ingot.target import Target
 
-#: Weights start at a multiple of this, the largest page size of any Linux kernel, so that every kernel maps them.
-WEIGHTS_ALIGNMENT = 65536
 _INT32_MAX, _FLOAT32_MAX = 2**31 - 1, 3.4e38
 _PLACES = {"input": "inputs", "output": "outputs"}
 
@@ -278,20 +276,21 @@ const ingot_api *{prefix}api(void) {{
 """
 
 
-def weights_s(imported: Imported, weights: bytes, metadata: bytes, selftest: SelfTest | None) -> str:
+def weights_s(imported: Imported, target: Target, weights: bytes, metadata: bytes, selftest: SelfTest | None) -> str:
     """The assembler source that carries weights.bin, expected.bin and metadata.json into the artifact.
 
-    The weights are reached through a pointer that the dynamic loader fills in: an instruction cannot reach beyond
-    2 GiB. The hashes are no decoration: the toolchain's cache does not notice that an included binary has changed.
+    The weights start at a page, of whatever size the target's kernels have. They are reached through a pointer that
+    the dynamic loader fills in: an instruction cannot reach beyond 2 GiB. The hashes are no decoration: the
+    toolchain's cache does not notice that an included binary has changed.
     """
     prefix = symbol_prefix(imported.name)
-    blobs = [("weights", ".ingot.weights", WEIGHTS_ALIGNMENT, weights)]
+    blobs = [("weights", ".ingot.weights", target.page_bytes, weights)]
     if selftest is not None:
         blobs.append(("expected", ".rodata.ingot_expected", ALIGNMENT, selftest.data()))
     text = []
     for name, section, alignment, data in blobs:
         # Without any data there is no section, and the pointer shows itself.
-        target = f".L{name}" if data else f"{prefix}{name}"
+        address = f".L{name}" if data else f"{prefix}{name}"
         if data:
             text.append(f"""\
 /* {name}.bin: sha256 {hashlib.sha256(data).hexdigest()} */
@@ -307,7 +306,7 @@ def weights_s(imported: Imported, weights: bytes, metadata: bytes, selftest: Sel
     .globl {prefix}{name}
     .type {prefix}{name}, %object
 {prefix}{name}:
-    .dc.a {target}
+    .dc.a {address}
     .size {prefix}{name}, . - {prefix}{name}
 """)
     text.append(f"""\

@@ -129,7 +129,7 @@ def link(sources: Sources, target: Target) -> bytes:
         (folder / "exports.map").write_text(f"{{ global: ingot_{sources.name}_api; local: *; }};\n", encoding="ascii")
         _zig(["cc", *_machine(target), *_LINK, "-o", "model.so", *objects, "-lm", "-lpthread"], folder)
         library = (folder / "model.so").read_bytes()
-    _check_library(library, sources)
+    _check_library(library, sources, target)
     return library
 
 
@@ -181,7 +181,7 @@ def _compile(sources: Sources, target: Target, folder: Path) -> list[str]:
     return ["weights.o", "entry.o", *kernels]
 
 
-def _check_library(library: bytes, sources: Sources) -> None:
+def _check_library(library: bytes, sources: Sources, target: Target) -> None:
     """What the design promises of every artifact, checked on the artifact itself."""
     elf = Elf(library, "model.so")
     exported = elf.exported()
@@ -190,7 +190,7 @@ def _check_library(library: bytes, sources: Sources) -> None:
     section = elf.section(".ingot.weights")
     weights = sources.files["weights.bin"]
     found = elf.contents(section) if section else memoryview(b"")
-    if found != memoryview(weights) or (section and section.offset % 65536):
+    if found != memoryview(weights) or (section and section.offset % target.page_bytes):
         raise CompilerError("the linker did not place the weights as asked", where=".ingot.weights")
     note = elf.section(".note.ingot")
     if note is None or note.flags & SHF_ALLOC or sources.files["metadata.json"] not in bytes(elf.contents(note)):

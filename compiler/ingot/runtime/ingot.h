@@ -3,6 +3,9 @@
  * An artifact (model.so or libmodel.a) exports ONE function, `const ingot_api *ingot_<name>_api(void)`.
  * All else goes through the table it returns. No function exits, prints or throws; every one returns
  * an ingot_status. `run` allocates nothing.
+ *
+ * One instance belongs to one thread at a time (INGOT_ERR_BUSY otherwise); any number of instances may run at once.
+ * After a fork the child may use and destroy the instances it inherited: their threads are started anew.
  */
 #ifndef INGOT_H
 #define INGOT_H
@@ -54,7 +57,7 @@ typedef enum ingot_dtype {
 
 typedef enum ingot_device { INGOT_CPU = 0, INGOT_CUDA = 1 } ingot_device;
 
-/* A dense, C-contiguous tensor owned by the caller. */
+/* A dense, C-contiguous tensor owned by the caller. The memory of an output overlaps no other tensor's. */
 typedef struct ingot_tensor {
     void *data;           /* aligned to its element size */
     uint64_t bytes;       /* size of data; must equal the product of shape times the element size */

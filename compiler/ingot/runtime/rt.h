@@ -45,8 +45,10 @@ typedef struct rt_frame {
 /* One kernel call: computes the parallel iterations [begin, end). */
 typedef void rt_step(const rt_frame *frame, int32_t begin, int32_t end);
 
-/* Runs step over [0, extent), in parallel where each thread gets at least `grain` iterations. */
-static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t extent, int32_t grain);
+/* Runs step over [0, extent), in parallel where each thread gets at least `grain` iterations. (Inlined at every step it
+ * would be most of a large model's code.) */
+__attribute__((noinline)) static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t extent,
+                                                     int32_t grain);
 
 /* A value one thread waits for: it spins for a moment, then sleeps. */
 typedef struct rt_gate {
