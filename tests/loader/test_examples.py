@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import ingot
-
 REPO = Path(__file__).resolve().parents[2]
 STRICT = "-O1 -g -Wall -Wextra -Werror -pedantic -fsanitize=address,undefined -fno-sanitize-recover=all"
 
@@ -24,10 +22,12 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples") / "examples"
     shutil.copytree(REPO / "examples", folder, ignore=shutil.ignore_patterns("build"))
     subprocess.run([sys.executable, REPO / "scripts" / "train_digits.py", folder], check=True, capture_output=True)
-    (folder / "build").mkdir()
-    artifact = ingot.compile(folder / "digits.onnx")
-    for kind, name in (("so", "digits.so"), ("a", "libdigits.a"), ("c-header", "digits.h")):
-        artifact.save(folder / "build" / name, kind)
+    program = folder / "ingot"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path[:0] = {sys.path!r}\nfrom ingot.cli.main import main\nmain()\n"
+    )
+    program.chmod(0o755)
+    make(folder, f"INGOT={program}", "build/digits.so", "build/libdigits.a", "build/digits.h")
     return folder
 
 
