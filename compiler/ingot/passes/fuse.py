@@ -7,27 +7,72 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from ingot.passes.rewriter import prune
+from ingot.passes.rewriter import Rewriter, op_name, prune, rebuild, rewrite
 from ingot.passes.state import State
 
 # A reshape moves no data: the memory plan gives both names the same bytes.
 _VIEWS = ["relax.reshape"]
+_DEQUANTIZE = "relax.dequantize"
+# FuseOps' pattern kind of an operator each of whose results depends on any one element of its operands.
+_INJECTIVE = 2
 
 
 def fuse(state: State) -> State:
     """Give every remaining operator its loop nest, and group neighbours into one kernel each.
 
+    Step 1: dequantize is copied to each of its readers.
+    Step 2: all other operators are legalised and fused, so that a kernel ends with quantize.
+    Step 3: dequantize is legalised and fused with the kernel that reads it: integers, not floats, lie in memory.
     Ensures that `main` holds only calls of PrimFuncs, reshapes, tuples and tuple items.
     """
-    module: Any = state.module
+    state = _fused(rewrite(state, _copy_dequantize()), skip=[*_VIEWS, _DEQUANTIZE])
+    return _fused(state, skip=_VIEWS)
+
+
+def _copy_dequantize() -> Any:  # noqa: ANN401 - a visitor
+    """Step 1: return a visitor that gives each reader of a dequantize one of its own."""
+    taken: set[Any] = set()
+
+    def own(rewriter: Rewriter, arg: Any) -> Any:  # noqa: ANN401
+        if isinstance(arg, relax.Tuple):
+            return relax.Tuple([own(rewriter, item) for item in arg.fields])
+        if not isinstance(arg, relax.Var) or op_name(rewriter.value_of(arg)) != _DEQUANTIZE:
+            return arg
+        if arg not in taken:
+            taken.add(arg)
+            return arg
+        value = rewriter.value_of(arg)
+        return rewriter.emit(rebuild(value, value.args))
+
+    def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+        if op_name(call) == _DEQUANTIZE:
+            return None
+        return rebuild(call, [own(rewriter, arg) for arg in args])
+
+    return visit
+
+
+@tvm.transform.module_pass(opt_level=0, name="ingot.DequantizeGoesForward")
+def _dequantize_goes_forward(module: Any, _: Any) -> Any:  # noqa: ANN401
+    """Call dequantize injective, which joins the kernel that reads it but never the one that made its operand."""
+    functions = {
+        gvar: function.with_attr("op_pattern", _INJECTIVE) if gvar.name_hint.startswith("dequantize") else function
+        for gvar, function in module.functions.items()
+    }
+    return tvm.IRModule(functions)
+
+
+def _fused(state: State, skip: list[str]) -> State:
+    """Steps 2 and 3: legalise all operators but those to skip, and fuse."""
     sequence = tvm.ir.transform.Sequential(
         [
-            relax.transform.LegalizeOps(skip_ops=_VIEWS),
+            relax.transform.LegalizeOps(skip_ops=skip),
+            _dequantize_goes_forward,
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(fuse_opt_level=2),
             relax.transform.FuseTIR(),
         ]
     )
     with tvm.transform.PassContext(opt_level=3):
-        module = sequence(module)
+        module: Any = sequence(state.module)
     return prune(state.having(module=module))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax, te
+from tvm import relax, te, topi
 
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
 from ingot.schedules import conv2d, depthwise, resize
+from ingot.schedules.padding import Dequantize
 from ingot.target import Target
 
 # FuseOps' pattern kind of an operator whose output may be followed by elementwise operators in one kernel.
 _OUT_ELEMENTWISE_FUSABLE = 4
+_POOLS = {"relax.nn.max_pool2d": "max", "relax.nn.avg_pool2d": "avg"}
 
 
 def select_templates(state: State) -> State:
@@ -21,7 +23,9 @@ def select_templates(state: State) -> State:
     Case 1: conv2d (NHWC, OHWI, one group, constant weights): `schedules.conv2d`.
     Case 2: depthwise conv2d (groups = channels = outputs): `schedules.depthwise`.
     Case 3: matmul with a constant 2-D right-hand side: `schedules.conv2d` as a 1x1 convolution.
+    In cases 1 to 3 a dequantize before it joins the kernel: what lies in memory stays 8 bits wide.
     Case 4: resize2d (NHWC, nearest or linear): `schedules.resize`, its tables as weights.
+    Case 5: pooling of a dequantize: TVM's own pooling, reading 8-bit data.
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
     target = state.target
@@ -36,6 +40,8 @@ def select_templates(state: State) -> State:
             result, count = _matmul(rewriter, call, args, target)
         elif name == "relax.image.resize2d":
             result, count = _resize2d(rewriter, call, args), 0
+        elif name in _POOLS:
+            result, count = _pool2d(rewriter, call, args, _POOLS[name]), 0
         else:
             return None
         macs += count
@@ -49,6 +55,18 @@ def _call(rewriter: Rewriter, name: str, tensors: list[Any], args: list[Any], ty
     function = function.with_attr("tirx.noalias", True)
     gvar = rewriter.builder.add_func(function, name)
     return relax.call_tir(gvar, relax.Tuple(args), ty)
+
+
+def _stored(rewriter: Rewriter, data: Any) -> tuple[Any, Dequantize | None]:  # noqa: ANN401
+    """Return the tensor to read and, if it is the operand of a per-tensor dequantize, how to convert it."""
+    value = rewriter.value_of(data)
+    if op_name(value) != "relax.dequantize" or dtype_of(value) != "float32":
+        return data, None
+    scale, zero_point = rewriter.weight(value.args[1]), rewriter.weight(value.args[2])
+    stored = dtype_of(value.args[0])
+    if scale is None or zero_point is None or scale.size != 1 or zero_point.size != 1 or stored not in ("int8", "uint8"):
+        return data, None
+    return value.args[0], Dequantize(stored, float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0]))
 
 
 def _conv2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> tuple[Any, int]:  # noqa: ANN401
@@ -74,18 +92,19 @@ def _conv2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> t
     if weight is None or dtype_of(args[0]) != dtype_of(call) or dtype_of(args[1]) != dtype_of(call):
         return None, count
     base = str(getattr(args[1], "name", "weight"))
+    data, convert = _stored(rewriter, args[0])
     if groups == 1:
         workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
         config = conv2d.default_config(workload, target)
         packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(weight, config.block))
-        tensors = conv2d.compute(workload, config)
-        return _call(rewriter, "conv2d", tensors, [args[0], packed], call.ty), count
+        tensors = conv2d.compute(workload, config, convert)
+        return _call(rewriter, "conv2d", tensors, [data, packed], call.ty), count
     if groups == channels == out_channels:
         depth = depthwise.DepthwiseWorkload(channels=channels, **common)
         depth_config = depthwise.default_config(depth, target)
         packed = rewriter.add_weight(f"{base}_packed", depthwise.pack_weight(weight))
-        tensors = depthwise.compute(depth, depth_config)
-        return _call(rewriter, "depthwise_conv2d", tensors, [args[0], packed], call.ty), count
+        tensors = depthwise.compute(depth, depth_config, convert)
+        return _call(rewriter, "depthwise_conv2d", tensors, [data, packed], call.ty), count
     return None, count
 
 
@@ -104,8 +123,9 @@ def _matmul(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> t
     ohwi = weight.T.reshape(n, 1, 1, k)
     base = str(getattr(args[1], "name", "weight"))
     packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(ohwi, config.block))
-    tensors = conv2d.compute_matmul(workload, config)
-    return _call(rewriter, "matmul", tensors, [args[0], packed], call.ty), count
+    data, convert = _stored(rewriter, args[0])
+    tensors = conv2d.compute_matmul(workload, config, convert)
+    return _call(rewriter, "matmul", tensors, [data, packed], call.ty), count
 
 
 def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
@@ -129,3 +149,25 @@ def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: A
         return None
     tables = [rewriter.constant(table, "resize_table") for table in resize.all_tables(workload)]
     return _call(rewriter, "resize2d", resize.compute(workload), [args[0], *tables], call.ty)
+
+
+def _pool2d(rewriter: Rewriter, call: Any, args: list[Any], kind: str) -> Any:  # noqa: ANN401
+    """Case 5."""
+    attrs = call.attrs
+    data, convert = _stored(rewriter, args[0])
+    if convert is None or str(attrs.layout) != "NHWC" or str(attrs.out_layout) != "NHWC":
+        return None
+    stored = te.placeholder(shape_of(data), convert.dtype, name="data")
+    real = te.compute(shape_of(data), lambda *i: convert(stored(*i)), name="dequantized")
+    out = topi.nn.pool2d(
+        real,
+        kernel=[int(v) for v in attrs.pool_size],
+        stride=[int(v) for v in attrs.strides],
+        dilation=[int(v) for v in attrs.dilation],
+        padding=[int(v) for v in attrs.padding],
+        pool_type=kind,
+        ceil_mode=bool(attrs.ceil_mode),
+        layout="NHWC",
+        count_include_pad=bool(attrs.count_include_pad),
+    )
+    return _call(rewriter, f"{kind}_pool2d", [stored, out], [data], call.ty)

@@ -48,8 +48,11 @@ def _axes(call: Any, ndim: int) -> tuple[int, ...]:  # noqa: ANN401
 
 
 def _astype(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
-    """Case 7."""
-    return args[0] if dtype_of(args[0]) == dtype_of(call) else None
+    """Cases 7 and 11."""
+    source, dtype = dtype_of(args[0]), dtype_of(call)
+    if source in ("int8", "uint8") and dtype == "float32":
+        return relax.op.dequantize(args[0], relax.const(1.0, "float32"), relax.const(0, "int32"), axis=0, out_dtype=dtype)
+    return args[0] if source == dtype else None
 
 
 def _identity_with(neutral: float, right_only: bool) -> Visit:
@@ -110,5 +113,6 @@ def simplify(state: State) -> State:
     Case 8: x + 0, x - 0, x * 1 and x / 1 are x, where no broadcast hides in them.
     Case 9: dropout, at inference, is its input.
     Case 10: relu of relu is relu.
+    Case 11: a cast of 8-bit integers to float32 is a dequantize by 1, which later passes know how to fuse.
     """
     return rewrite(state, _TABLE)

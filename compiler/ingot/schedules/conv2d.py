@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from ingot.schedules.padding import copy_patch, pad_nhwc
+from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, largest_divisor, registers
 from ingot.target import Target
 
@@ -113,8 +113,11 @@ def pack_weight(weight: np.ndarray, block: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(blocks, block, kh, kw, ci).transpose(0, 2, 3, 4, 1))
 
 
-def compute(workload: Conv2DWorkload, config: TileConfig) -> list[Any]:
-    """Return the TE tensors [data NHWC, packed weight, output NHWC] of one convolution."""
+def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize | None = None) -> list[Any]:
+    """Return the TE tensors [data NHWC, packed weight, output NHWC] of one convolution.
+
+    With `convert` the data are stored integers that each tile turns into float32 as it copies its patch.
+    """
     w = workload
     kh, kw = w.kernel
     sh, sw = w.strides
@@ -122,12 +125,13 @@ def compute(workload: Conv2DWorkload, config: TileConfig) -> list[Any]:
     top, left = w.padding[0], w.padding[1]
     height, width, co = w.out_height, w.out_width, w.out_channels
     blocks = ceil_div(co, config.block)
-    data = te.placeholder((w.batch, w.height, w.width, w.in_channels), w.dtype, name="data")
+    stored = convert.dtype if convert is not None else w.dtype
+    data = te.placeholder((w.batch, w.height, w.width, w.in_channels), stored, name="data")
     weight = te.placeholder((blocks, kh, kw, w.in_channels, config.block), w.dtype, name="weight")
     tiled_width = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
     need_h = (height - 1) * sh + (kh - 1) * dh + 1
     need_w = (tiled_width - 1) * sw + (kw - 1) * dw + 1
-    source = pad_nhwc(data, top, left, need_h, need_w)
+    source = pad_nhwc(data, top, left, need_h, need_w, convert)
     ry = te.reduce_axis((0, kh), "ry")
     rx = te.reduce_axis((0, kw), "rx")
     rc = te.reduce_axis((0, w.in_channels), "rc")
@@ -169,16 +173,20 @@ class MatmulWorkload:
         return Conv2DWorkload(1, 1, self.positions, self.k, self.n, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), self.dtype)
 
 
-def compute_matmul(workload: MatmulWorkload, config: TileConfig) -> list[Any]:
+def compute_matmul(workload: MatmulWorkload, config: TileConfig, convert: Dequantize | None = None) -> list[Any]:
     """Return the TE tensors [data (lead..., K), packed weight, output (lead..., N)] of one matrix product."""
     blocks = ceil_div(workload.n, config.block)
-    data = te.placeholder((*workload.lead, workload.k), workload.dtype, name="data")
+    stored = convert.dtype if convert is not None else workload.dtype
+    data = te.placeholder((*workload.lead, workload.k), stored, name="data")
+    source = data
+    if convert is not None:
+        source = te.compute((*workload.lead, workload.k), lambda *i: convert(data(*i)), name="padded")
     weight = te.placeholder((blocks, 1, 1, workload.k, config.block), workload.dtype, name="weight")
     rc = te.reduce_axis((0, workload.k), "rc")
     conv = te.compute(
         (*workload.lead, blocks * config.block),
         lambda *i: te.sum(
-            data[(*i[:-1], rc)] * weight[i[-1] // config.block, 0, 0, rc, i[-1] % config.block], axis=[rc]
+            source[(*i[:-1], rc)] * weight[i[-1] // config.block, 0, 0, rc, i[-1] % config.block], axis=[rc]
         ),
         name="matmul",
         attrs=annotate_block("matmul", "conv2d", config),

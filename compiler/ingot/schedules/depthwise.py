@@ -13,6 +13,7 @@ import numpy as np
 from tvm import te
 
 from ingot.schedules.border import guarded_load, mark
+from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, lanes_for, registers
 from ingot.target import Target
 
@@ -79,24 +80,41 @@ def _window(w: DepthwiseWorkload) -> list[int]:
     return [w.height, w.width, *w.strides, w.dilation[0], span, w.padding[0], w.padding[1]]
 
 
-def compute(workload: DepthwiseWorkload, config: DepthwiseConfig) -> list[Any]:
-    """Return the TE tensors [data NHWC, packed weight, output NHWC]."""
+def compute(workload: DepthwiseWorkload, config: DepthwiseConfig, convert: Dequantize | None = None) -> list[Any]:
+    """Return the TE tensors [data NHWC, packed weight, output NHWC].
+
+    With `convert` the data are stored integers: each tile copies its patch as float32, since a window that read the
+    image would convert every value KH * KW times. Without, border tiles are compiled apart (`schedules.border`).
+    """
     w = workload
     kh, kw = w.kernel
     (sh, sw), (dh, dw) = w.strides, w.dilation
-    data = te.placeholder((w.batch, w.height, w.width, w.channels), w.dtype, name="data")
+    stored = convert.dtype if convert is not None else w.dtype
+    data = te.placeholder((w.batch, w.height, w.width, w.channels), stored, name="data")
     weight = te.placeholder((kh, kw, w.channels), w.dtype, name="weight")
     tiled = ceil_div(w.out_width, config.pixels) * config.pixels
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+    top, left = w.padding[0], w.padding[1]
+    attrs: dict[str, Any] = annotate_block("depthwise", "depthwise", config)
+    if convert is not None:
+        need_h, need_w = (w.out_height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw + (kw - 1) * dw + 1
+        patch = pad_nhwc(data, top, left, need_h, need_w, convert)
+
+        def load(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+            return patch[n, y, x, c]
+    else:
+        attrs["ingot.window"] = _window(w)
+
+        def load(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+            return guarded_load(data, n, y - top, x - left, c)
+
     conv = te.compute(
         (w.batch, w.out_height, tiled, w.channels),
         lambda n, y, x, c: te.sum(
-            guarded_load(data, n, y * sh + ry * dh - w.padding[0], x * sw + rx * dw - w.padding[1], c)
-            * weight[ry, rx, c],
-            axis=[ry, rx],
+            load(n, y * sh + ry * dh, x * sw + rx * dw, c) * weight[ry, rx, c], axis=[ry, rx]
         ),
         name="depthwise",
-        attrs={**annotate_block("depthwise", "depthwise", config), "ingot.window": _window(w)},
+        attrs=attrs,
     )
     shape = (w.batch, w.out_height, w.out_width, w.channels)
     return [data, weight, te.compute(shape, lambda n, y, x, c: conv[n, y, x, c], name="depthwise_out")]
@@ -104,8 +122,9 @@ def compute(workload: DepthwiseWorkload, config: DepthwiseConfig) -> list[Any]:
 
 def schedule(sch: Any, anchor: Any, output: Any, config: DepthwiseConfig, target: Target) -> None:  # noqa: ANN401
     """Schedule the tile; the block between `anchor` and `output` has been inlined."""
-    height, width, sh, sw, row_dilation, span, top, left = (int(v) for v in sch.get(anchor).annotations["ingot.window"])
-    sch.unannotate(anchor, "ingot.window")
+    window = sch.get(anchor).annotations.get("ingot.window")
+    if window is not None:
+        sch.unannotate(anchor, "ingot.window")
     n, y, x, c = sch.get_loops(output)
     x_tiles, x_inner = sch.split(x, [None, config.pixels])
     c_tiles, c_registers, c_lanes = sch.split(c, [None, config.block // config.lanes, config.lanes])
@@ -124,4 +143,8 @@ def schedule(sch: Any, anchor: Any, output: Any, config: DepthwiseConfig, target
     for loop in (px, w_registers, rx):
         sch.unroll(loop)
     sch.decompose_reduction(anchor, ry)
+    if window is None:
+        copy_patch(sch, c_tiles, target)
+        return
+    height, width, sh, sw, row_dilation, span, top, left = (int(v) for v in window)
     mark(sch, ry, x_tiles, tile=config.pixels, height=(height, sh, row_dilation, top), width=(width, sw, span, left))

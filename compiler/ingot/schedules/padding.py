@@ -7,6 +7,7 @@ size in the arena.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
@@ -18,19 +19,46 @@ from ingot.target import Target
 PATCH_BYTES = 32 * 1024
 
 
-def pad_nhwc(data: Any, top: int, left: int, height: int, width: int) -> Any:  # noqa: ANN401 - TE tensors
+@dataclass(frozen=True)
+class Dequantize:
+    """How the stored integers of a quantised activation become real: scale * (stored - zero_point)."""
+
+    dtype: str
+    scale: float
+    zero_point: int
+
+    def __call__(self, stored: Any) -> Any:  # noqa: ANN401 - TE expressions
+        """Return the float32 value of a stored integer."""
+        value = (stored.astype("int32") - self.zero_point).astype("float32")
+        return value if self.scale == 1.0 else value * tirx.const(self.scale, "float32")
+
+
+def pad_nhwc(
+    data: Any,  # noqa: ANN401 - TE tensors
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    convert: Dequantize | None = None,
+) -> Any:  # noqa: ANN401
     """Return `data` (NHWC) moved down by `top` and right by `left` into zeros of `height` x `width`.
 
-    Returns `data` itself if nothing moves and it is already at least that large: a window then never reads past it.
+    With `convert`, stored integers become real values on the way. Returns `data` itself if nothing moves, nothing is
+    converted and it is already at least that large: a window then never reads past it.
     """
     n, old_height, old_width, channels = (int(d) for d in data.shape)
-    if top == 0 and left == 0 and height <= old_height and width <= old_width:
+    moved = top != 0 or left != 0 or height > old_height or width > old_width
+    if not moved and convert is None:
         return data
-    zero = tirx.const(0, str(data.dtype))
+    value = convert if convert is not None else (lambda stored: stored)
+    zero = tirx.const(0, "float32" if convert is not None else str(data.dtype))
 
     def padded(b: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+        read = value(data[b, y - top, x - left, c])
+        if not moved:
+            return read
         inside = te.all(y >= top, y < old_height + top, x >= left, x < old_width + left)
-        return te.if_then_else(inside, data[b, y - top, x - left, c], zero)
+        return te.if_then_else(inside, read, zero)
 
     return te.compute((n, height, width, channels), padded, name="padded")
 
@@ -45,7 +73,7 @@ def copy_patch(sch: Any, loop: Any, target: Target) -> None:  # noqa: ANN401
         return
     trial = sch.copy()
     trial.compute_at(blocks[0], loop, preserve_unit_loops=True)
-    depth = len(trial.get_loops(blocks[0])) - 4
+    depth = len(trial.get_loops(blocks[0])) - len(trial.get(blocks[0]).iter_vars)
     extents = [int(trial.get(item).extent) for item in trial.get_loops(blocks[0])[depth:]]
     size = DTYPE_BYTES[str(trial.get(blocks[0]).writes[0].source.dtype)]
     for extent in extents:
