@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingot.errors import OptionError
@@ -30,7 +31,7 @@ def stages() -> tuple[str, ...]:
     return ("import", *STEPS, "generate_code", "selftest", "link")
 
 
-def compile(  # noqa: A001 - `ingot.compile` is the public name
+def compile(
     path: str | os.PathLike[str],
     *,
     target: str = "native",
@@ -69,7 +70,7 @@ def compile(  # noqa: A001 - `ingot.compile` is the public name
     report("selftest")
     stored = None
     if selftest:
-        stored, notice = build_selftest(path, imported, precision=precision)
+        stored, notice = build_selftest(Path(path), imported, precision=precision)
         if notice:
             notices.append(notice)
     report("link")

@@ -40,7 +40,7 @@ def _take_range(statement: Any, begin: Any, end: Any) -> Any:  # noqa: ANN401 - 
     return statement
 
 
-@tvm.transform.module_pass(opt_level=0, name="ingot.TaskRange")
+@tvm.transform.module_pass(opt_level=0, name="ingot.TaskRange")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
 def _task_range(module: Any, _: Any) -> Any:  # noqa: ANN401
     functions = {}
     for gvar, function in module.functions.items():
@@ -49,7 +49,7 @@ def _task_range(module: Any, _: Any) -> Any:  # noqa: ANN401
     return tvm.IRModule(functions)
 
 
-@tvm.transform.module_pass(opt_level=0, name="ingot.StackLimit")
+@tvm.transform.module_pass(opt_level=0, name="ingot.StackLimit")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
 def _stack_limit(module: Any, _: Any) -> Any:  # noqa: ANN401
     for gvar, function in module.functions.items():
         total = _stack_bytes(function.body)

@@ -10,6 +10,8 @@ from tvm import relax
 from ingot.passes.rewriter import Rewriter, Visit, op_name, rebuild, rewrite, shape_of, uses_of
 from ingot.passes.state import State
 
+Array = Any  # numpy arrays of any rank; their shapes change under one name here
+
 _LINEAR = frozenset({"relax.nn.conv1d", "relax.nn.conv2d", "relax.matmul"})
 
 
@@ -20,18 +22,18 @@ def _channel_axis(call: Any) -> int:  # noqa: ANN401
     return str(call.attrs.out_layout or call.attrs.data_layout).index("C")
 
 
-def _per_channel(value: np.ndarray, call: Any) -> np.ndarray | None:  # noqa: ANN401
+def _per_channel(value: Array, call: Any) -> Array | None:  # noqa: ANN401
     """Return `value` as a vector over the output channels of `call`, or None if it varies along another dimension."""
     shape, axis = shape_of(call), _channel_axis(call)
     if value.ndim > len(shape):
         return None
-    full = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
+    full: Array = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
     if any(dim != 1 for i, dim in enumerate(full.shape) if i != axis):
         return None
     return np.broadcast_to(full.reshape(-1), (shape[axis],))
 
 
-def _scaled(weight: np.ndarray, scale: np.ndarray, call: Any) -> np.ndarray | None:  # noqa: ANN401
+def _scaled(weight: Array, scale: Array, call: Any) -> Array | None:  # noqa: ANN401
     """Return the weight times the scale of each output channel (in float64, rounded once), or None if it has none."""
     if op_name(call) == "relax.matmul":
         if weight.ndim != 2:
@@ -67,7 +69,7 @@ def fold_batch_norm(state: State) -> State:
     uses = uses_of(state.module["main"])
     single: set[Any] = set()
 
-    def scale_linear(rewriter: Rewriter, linear: Any, scale: np.ndarray) -> Any:  # noqa: ANN401
+    def scale_linear(rewriter: Rewriter, linear: Any, scale: Array) -> Any:  # noqa: ANN401
         """Cases 1 and 2: return the call with a scaled weight, or None."""
         if op_name(linear) not in _LINEAR:
             return None
@@ -80,7 +82,7 @@ def fold_batch_norm(state: State) -> State:
         name = str(getattr(linear.args[1], "name", "weight"))
         return rebuild(linear, [linear.args[0], rewriter.add_weight(name + "_scaled", scaled)])
 
-    def operand(rewriter: Rewriter, args: list[Any]) -> tuple[Any, np.ndarray | None]:
+    def operand(rewriter: Rewriter, args: list[Any]) -> tuple[Any, Array | None]:
         """Split the arguments into the computed one and the constant one."""
         for i in (1, 0):
             value = rewriter.weight(args[i])

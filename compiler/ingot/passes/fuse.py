@@ -52,7 +52,7 @@ def _copy_dequantize() -> Any:  # noqa: ANN401 - a visitor
     return visit
 
 
-@tvm.transform.module_pass(opt_level=0, name="ingot.DequantizeGoesForward")
+@tvm.transform.module_pass(opt_level=0, name="ingot.DequantizeGoesForward")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
 def _dequantize_goes_forward(module: Any, _: Any) -> Any:  # noqa: ANN401
     """Call dequantize injective, which joins the kernel that reads it but never the one that made its operand."""
     functions = {

@@ -13,7 +13,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from ingot.errors import CompilerError
-from ingot.passes.lower import Lowered
+from ingot.passes.lower import Call, Lowered
 from ingot.passes.plan_memory import lifetimes
 from ingot.passes.rewriter import bindings_of, op_name, outputs_of
 from ingot.passes.state import State
@@ -111,7 +111,12 @@ def _packed_weights(state: State) -> str | None:
         weight, groups = binding.value.args[1], int(binding.value.attrs.groups)
         channels = int(binding.value.args[0].ty.shape[3])
         same = str(binding.value.args[0].ty.dtype) == str(weight.ty.dtype)
-        if weight in params and same and groups in (1, channels) and (groups == 1 or int(weight.ty.shape[0]) == channels):
+        if (
+            weight in params
+            and same
+            and groups in (1, channels)
+            and (groups == 1 or int(weight.ty.shape[0]) == channels)
+        ):
             return f"{binding.var.name} still is a conv2d operator"
     return None
 
@@ -130,8 +135,8 @@ def _defined_before_use(state: State) -> str | None:
     lowered: Lowered = state.lowered
     made: set[int] = set()
     for step, call in enumerate(lowered.calls):
-        values = call.args if hasattr(call, "kernel") else (call.source,)
-        writes = {v.id for v in call.writes} if hasattr(call, "kernel") else {call.destination.id}
+        values = call.args if isinstance(call, Call) else (call.source,)
+        writes = {v.id for v in call.writes} if isinstance(call, Call) else {call.destination.id}
         for value in values:
             if value.kind in ("temp", "output") and value.id not in made and value.id not in writes:
                 return f"step {step} reads a value nobody wrote"
@@ -144,7 +149,7 @@ def _all_outputs_written(state: State) -> str | None:
     lowered: Lowered = state.lowered
     written = set()
     for call in lowered.calls:
-        writes = call.writes if hasattr(call, "kernel") else (call.destination,)
+        writes = call.writes if isinstance(call, Call) else (call.destination,)
         written |= {v.index for v in writes if v.kind == "output"}
     missing = set(range(len(state.imported.outputs))) - written
     return f"outputs {sorted(missing)} are never written" if missing else None

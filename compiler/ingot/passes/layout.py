@@ -12,7 +12,6 @@ from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, is_tensor, op
 from ingot.passes.state import State
 
 
-
 def to_last(ndim: int) -> tuple[int, ...]:
     """Return the axes that move channels from dimension 1 to the end: dimension i of the result is old axes[i]."""
     return (0, *range(2, ndim), 1)
@@ -28,12 +27,13 @@ TO_NHWC = to_last(4)
 # Operators that work on each element alone (with broadcasting): any layout will do.
 ELEMENTWISE = frozenset(
     "relax." + name
-    for name in (
-        "add subtract multiply divide maximum minimum power where clip abs negative exp log sqrt rsqrt tanh erf "
-        "sigmoid round floor ceil sign square astype less less_equal greater greater_equal equal not_equal isnan "
-        "logical_and logical_or logical_not mod floor_mod nn.relu nn.relu6 nn.leakyrelu nn.silu nn.gelu nn.gelu_tanh "
-        "nn.softplus nn.elu nn.selu hardswish"
-    ).split()
+    for line in (
+        "add subtract multiply divide maximum minimum power mod floor_mod where clip astype",
+        "abs negative sign square exp log sqrt rsqrt tanh erf sigmoid round floor ceil isnan hardswish",
+        "less less_equal greater greater_equal equal not_equal logical_and logical_or logical_not",
+        "nn.relu nn.relu6 nn.leakyrelu nn.silu nn.gelu nn.gelu_tanh nn.softplus nn.elu nn.selu",
+    )
+    for name in line.split()
 )
 _VIEWS = frozenset({"relax.reshape"})
 _POOLS = frozenset({"relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d"})
@@ -301,7 +301,9 @@ class _Layout:
         pairs = [width[2 * i : 2 * i + 2] for i in range(ndim)]
         moved = [v for a in to_last(ndim) for v in pairs[a]]
         source = self.as_nhwc(rewriter, args[0])
-        return self.keep(rewriter, relax.op.nn.pad(source, moved, str(call.attrs.pad_mode), float(call.attrs.pad_value)))
+        return self.keep(
+            rewriter, relax.op.nn.pad(source, moved, str(call.attrs.pad_mode), float(call.attrs.pad_value))
+        )
 
     def strided_slice(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Case 5."""
@@ -351,7 +353,10 @@ def _wanted_in_nhwc(state: State) -> set[Any]:
         call, name = binding.value, op_name(binding.value)
         is_image = is_tensor(binding.var) and len(shape_of(binding.var)) == 4
         wanted = is_image and wants.get(binding.var, False) and binding.var not in outputs
-        direct = name in _DIRECT and "NCHW" in (str(getattr(call.attrs, "data_layout", "")), str(getattr(call.attrs, "layout", "")))
+        direct = name in _DIRECT and "NCHW" in (
+            str(getattr(call.attrs, "data_layout", "")),
+            str(getattr(call.attrs, "layout", "")),
+        )
         movable = name in _MOVABLE or name in ELEMENTWISE
         if wanted and movable:
             result.add(call)

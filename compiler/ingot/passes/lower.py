@@ -16,6 +16,7 @@ from ingot.passes.state import State
 from ingot.schedules.apply import schedule_function
 from ingot.schedules.vector import DTYPE_BYTES
 
+
 @dataclass(frozen=True)
 class Value:
     """A tensor of the lowered program: something with bytes, before it has an address.
@@ -202,7 +203,9 @@ class _Lowering:
     # -- one fused function ----------------------------------------------------------------------------------------
 
     def _kernels_of(self, name: str, function: Any) -> list[tuple[RawKernel, tuple[Any, ...], frozenset[int]]]:  # noqa: ANN401
-        plain = function.without_attr("global_symbol") if function.attrs and "global_symbol" in function.attrs else function
+        plain = (
+            function.without_attr("global_symbol") if function.attrs and "global_symbol" in function.attrs else function
+        )
         scheduled = schedule_function(plain.with_attr("global_symbol", "main"), self.state.target)
         self.prepared[name] = (scheduled, [], [])
         result = []

@@ -20,19 +20,26 @@ from ingot.passes.state import Pass, State
 #: What the frontend promises.
 IMPORTED = ("normal_form", "interface_kept")
 
+#: New transposes and reshapes, also of weights, come in with a layout.
+LAYOUT_BREAKS = ("no_identities", "constants_folded")
+
 PIPELINE: tuple[Pass, ...] = (
-    # fmt: off
     Pass("simplify", simplify, requires=IMPORTED, ensures=("no_identities",)),
     Pass("fold_constants", fold_constants, requires=("no_identities",), ensures=("constants_folded",)),
     Pass("fold_batch_norm", fold_batch_norm, requires=("constants_folded",)),
-    Pass("nhwc_layout", nhwc_layout, requires=("constants_folded",), ensures=("nhwc",), breaks=("no_identities", "constants_folded")),
+    Pass(
+        "nhwc_layout",
+        nhwc_layout,
+        requires=("constants_folded",),
+        ensures=("nhwc",),
+        breaks=("no_identities", "constants_folded"),
+    ),
     Pass("clean_layout", simplify, requires=("nhwc",), ensures=("no_identities",)),
     Pass("fold_layout", fold_constants, requires=("no_identities",), ensures=("constants_folded",)),
     Pass("select_templates", select_templates, requires=("nhwc", "constants_folded"), ensures=("packed_weights",)),
     Pass("fuse", fuse, requires=("packed_weights",), ensures=("only_kernels",)),
     Pass("lower", lower, requires=("only_kernels",), ensures=("defined_before_use", "all_outputs_written")),
     Pass("plan_memory", plan_memory, requires=("defined_before_use", "all_outputs_written"), ensures=("no_overlap",)),
-    # fmt: on
 )
 
 STEPS: tuple[str, ...] = tuple(step.name for step in PIPELINE)

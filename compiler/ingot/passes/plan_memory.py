@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingot.program import BufferRef, CopyStep, Kernel, Param, Program, Step
 from ingot.passes.lower import Call, Copy, Lowered, Value
 from ingot.passes.state import State
+from ingot.program import BufferRef, CopyStep, Kernel, Param, Program, Step
 
 # One cache line, and the widest vector register.
 ALIGNMENT = 64

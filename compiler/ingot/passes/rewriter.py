@@ -104,9 +104,7 @@ class Rewriter:
         self.definition: dict[Expr, Expr] = {}  # new variable -> the expression bound to it
         self.finish: Callable[[Expr], Expr] = lambda expr: expr  # applied to each output
         self.params: list[Expr] = list(self.function.params)
-        self._weight_vars: dict[str, Expr] = {
-            str(p.name): p for p in self.params[state.n_inputs :]
-        }
+        self._weight_vars: dict[str, Expr] = {str(p.name): p for p in self.params[state.n_inputs :]}
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
@@ -186,9 +184,7 @@ class Rewriter:
                     self.map[binding.var] = bound.fields[int(value.index)]
                 else:
                     self.map[binding.var] = self.emit(relax.TupleGetItem(source, int(value.index)), name)
-            elif isinstance(value, relax.Var):
-                self.map[binding.var] = self.new(value)
-            elif isinstance(value, relax.Tuple | GenericConst):
+            elif isinstance(value, relax.Var | relax.Tuple | GenericConst):
                 self.map[binding.var] = self.new(value)
             else:
                 self.map[binding.var] = self.emit(value, name)

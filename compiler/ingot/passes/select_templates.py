@@ -51,8 +51,8 @@ def select_templates(state: State) -> State:
 
 
 def _call(rewriter: Rewriter, name: str, tensors: list[Any], args: list[Any], ty: Any) -> Any:  # noqa: ANN401
-    function = te.create_prim_func(tensors, index_dtype_override="int64").with_attr("op_pattern", _OUT_ELEMENTWISE_FUSABLE)
-    function = function.with_attr("tirx.noalias", True)
+    function = te.create_prim_func(tensors, index_dtype_override="int64")
+    function = function.with_attr("op_pattern", _OUT_ELEMENTWISE_FUSABLE).with_attr("tirx.noalias", True)
     gvar = rewriter.builder.add_func(function, name)
     return relax.call_tir(gvar, relax.Tuple(args), ty)
 
@@ -64,7 +64,9 @@ def _stored(rewriter: Rewriter, data: Any) -> tuple[Any, Dequantize | None]:  # 
         return data, None
     scale, zero_point = rewriter.weight(value.args[1]), rewriter.weight(value.args[2])
     stored = dtype_of(value.args[0])
-    if scale is None or zero_point is None or scale.size != 1 or zero_point.size != 1 or stored not in ("int8", "uint8"):
+    if scale is None or zero_point is None or stored not in ("int8", "uint8"):
+        return data, None
+    if scale.size != 1 or zero_point.size != 1:
         return data, None
     return value.args[0], Dequantize(stored, float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0]))
 
@@ -139,7 +141,8 @@ def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: A
         height,
         width,
         channels,
-        *shape_of(call)[1:3],
+        out_height=shape_of(call)[1],
+        out_width=shape_of(call)[2],
         method=str(attrs.method),
         coordinates=str(attrs.coordinate_transformation_mode),
         rounding=str(attrs.rounding_method) or "round",

@@ -51,7 +51,8 @@ def _astype(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN
     """Cases 7 and 11."""
     source, dtype = dtype_of(args[0]), dtype_of(call)
     if source in ("int8", "uint8") and dtype == "float32":
-        return relax.op.dequantize(args[0], relax.const(1.0, "float32"), relax.const(0, "int32"), axis=0, out_dtype=dtype)
+        one, zero = relax.const(1.0, "float32"), relax.const(0, "int32")
+        return relax.op.dequantize(args[0], one, zero, axis=0, out_dtype=dtype)
     return args[0] if source == dtype else None
 
 

@@ -53,9 +53,11 @@ def mark(
     image_rows, row_stride, row_dilation, top = height
     image_columns, stride, span, left = width
     tiles = int(sch.get(columns).extent)
-    interior = [
-        t for t in range(tiles) if t * tile * stride >= left and ((t + 1) * tile - 1) * stride - left + span <= image_columns
-    ]
+
+    def touches_no_border(t: int) -> bool:
+        return t * tile * stride >= left and ((t + 1) * tile - 1) * stride - left + span <= image_columns
+
+    interior = [t for t in range(tiles) if touches_no_border(t)]
     first, end = (interior[0], interior[-1] + 1) if interior else (tiles, tiles)
     sch.annotate(rows, ROWS, [image_rows, row_stride, row_dilation, top])
     if tiles - (end - first) <= MAX_BORDER_TILES:
@@ -114,9 +116,7 @@ def _peel_columns(loop: Any, local: list[Any], added: list[Any]) -> Any:  # noqa
 
     def at(tile: int) -> Any:  # noqa: ANN401
         value = tirx.IntImm(dtype, tile)
-        return tvm_ffi.structural_map(
-            loop.body, [(ir.Var, lambda var: value if var.same_as(loop.loop_var) else var)]
-        )
+        return tvm_ffi.structural_map(loop.body, [(ir.Var, lambda var: value if var.same_as(loop.loop_var) else var)])
 
     pieces = [at(tile) for tile in range(min(first, tiles))]
     if end > first:

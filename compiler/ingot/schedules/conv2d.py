@@ -138,8 +138,7 @@ def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize | 
     conv = te.compute(
         (w.batch, height, tiled_width, blocks * config.block),
         lambda n, y, x, c: te.sum(
-            source[n, y * sh + ry * dh, x * sw + rx * dw, rc]
-            * weight[c // config.block, ry, rx, rc, c % config.block],
+            source[n, y * sh + ry * dh, x * sw + rx * dw, rc] * weight[c // config.block, ry, rx, rc, c % config.block],
             axis=[ry, rx, rc],
         ),
         name="conv",
@@ -186,7 +185,7 @@ def compute_matmul(workload: MatmulWorkload, config: TileConfig, convert: Dequan
     conv = te.compute(
         (*workload.lead, blocks * config.block),
         lambda *i: te.sum(
-            source[(*i[:-1], rc)] * weight[i[-1] // config.block, 0, 0, rc, i[-1] % config.block], axis=[rc]
+            source(*i[:-1], rc) * weight[i[-1] // config.block, 0, 0, rc, i[-1] % config.block], axis=[rc]
         ),
         name="matmul",
         attrs=annotate_block("matmul", "conv2d", config),

@@ -110,9 +110,7 @@ def compute(workload: DepthwiseWorkload, config: DepthwiseConfig, convert: Dequa
 
     conv = te.compute(
         (w.batch, w.out_height, tiled, w.channels),
-        lambda n, y, x, c: te.sum(
-            load(n, y * sh + ry * dh, x * sw + rx * dw, c) * weight[ry, rx, c], axis=[ry, rx]
-        ),
+        lambda n, y, x, c: te.sum(load(n, y * sh + ry * dh, x * sw + rx * dw, c) * weight[ry, rx, c], axis=[ry, rx]),
         name="depthwise",
         attrs=attrs,
     )

@@ -135,9 +135,7 @@ def _reads_contiguously(node: Any) -> bool:  # noqa: ANN401
     """Say whether some read's last index is the block's last spatial axis."""
     spatial = [var.var for var in node.iter_vars if int(var.iter_type) != 2]
     last = spatial[-1]
-    return any(
-        region.region and region.region[-1].min.same_as(last) for region in node.reads if len(region.region) > 0
-    )
+    return any(region.region and region.region[-1].min.same_as(last) for region in node.reads if len(region.region) > 0)
 
 
 def _rows_share_operand(node: Any) -> bool:  # noqa: ANN401

@@ -7,6 +7,7 @@ size in the arena.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def pad_nhwc(
     moved = top != 0 or left != 0 or height > old_height or width > old_width
     if not moved and convert is None:
         return data
-    value = convert if convert is not None else (lambda stored: stored)
+    value: Callable[[Any], Any] = convert if convert is not None else (lambda stored: stored)
     zero = tirx.const(0, "float32" if convert is not None else str(data.dtype))
 
     def padded(b: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions

@@ -6,13 +6,14 @@ and column looks its source up, and the channels are a plain vector loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import te
 
-_NEAREST = {
+_NEAREST: dict[str, Callable[[Any], Any]] = {
     "round": lambda x: np.floor(x + np.float32(0.5)),
     "round_prefer_floor": lambda x: np.ceil(x - np.float32(0.5)),
     "round_prefer_ceil": lambda x: np.floor(x + np.float32(0.5)),
@@ -49,7 +50,7 @@ class ResizeWorkload:
         return self.method == "linear" or (self.method == "nearest_neighbor" and self.rounding in _NEAREST)
 
 
-def source_coordinates(size: int, out_size: int, mode: str) -> np.ndarray:
+def source_coordinates(size: int, out_size: int, mode: str) -> Any:  # noqa: ANN401 - numpy's arithmetic is untyped
     """Return the float32 source coordinate of each output index (ONNX Resize, "coordinate_transformation_mode")."""
     index = np.arange(out_size, dtype=np.float32)
     scale = np.float32(size) / np.float32(out_size)
@@ -100,11 +101,13 @@ def compute(workload: ResizeWorkload) -> list[Any]:
     row0, row1, row_weight, col0, col1, col_weight = places
 
     def linear(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
-        top = image[n, row0[y], col0[x], c] + (image[n, row0[y], col1[x], c] - image[n, row0[y], col0[x], c]) * (
-            col_weight[x]
+        top = (
+            image[n, row0[y], col0[x], c]
+            + (image[n, row0[y], col1[x], c] - image[n, row0[y], col0[x], c]) * (col_weight[x])
         )
-        bottom = image[n, row1[y], col0[x], c] + (image[n, row1[y], col1[x], c] - image[n, row1[y], col0[x], c]) * (
-            col_weight[x]
+        bottom = (
+            image[n, row1[y], col0[x], c]
+            + (image[n, row1[y], col1[x], c] - image[n, row1[y], col0[x], c]) * (col_weight[x])
         )
         return top + (bottom - top) * row_weight[y]
 
