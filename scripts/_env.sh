@@ -180,7 +180,8 @@ set_up() {
     rest=${host_facts#*|}
     check_libc "${rest%%|*}"
     unset PYTHONHOME PYTHONPATH
-    key="$(sha256sum <"$repo/pyproject.toml" | cut -c1-64) ${host_facts%%|*} $repo"
+    # The folder is part of it because an environment cannot be moved, and the Debian packages because they may grow.
+    key="$({ cat "$repo/pyproject.toml"; echo "$debian_packages"; } | sha256sum | cut -c1-64) ${host_facts%%|*} $repo"
     if is_ready "$key"; then return; fi
     mkdir -p "${log%/*}"
     # Two scripts started at once must not build the same environment: the second waits for the first.
