@@ -39,7 +39,9 @@ def he_model(name: str, seed: int = 0) -> onnx.ModelProto:
             kept.append(node)
             continue
         shape = tuple(int(dim) for dim in shapes[node.input[0]])
-        graph.initializer.append(onnx.numpy_helper.from_array(_values(random, shape, users, node.output[0]), node.output[0]))
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(_values(random, shape, users, node.output[0]), node.output[0])
+        )
         gone.add(node.input[0])
     del graph.node[:]
     graph.node.extend(kept)
@@ -78,7 +80,9 @@ def _temper(model: onnx.ModelProto, random: np.random.Generator) -> None:
     session = onnxruntime.InferenceSession(probe.SerializeToString(), options)
     weights = {tensor.name for tensor in graph.initializer}
     feeds = {
-        value.name: random.standard_normal([dim.dim_value for dim in value.type.tensor_type.shape.dim]).astype(np.float32)
+        value.name: random.standard_normal([dim.dim_value for dim in value.type.tensor_type.shape.dim]).astype(
+            np.float32
+        )
         for value in graph.input
         if value.name not in weights
     }
@@ -86,7 +90,9 @@ def _temper(model: onnx.ModelProto, random: np.random.Generator) -> None:
     scaled = {makers[name].input[0] if name in makers else name for name in layer.input[1:]}
     for tensor in graph.initializer:
         if tensor.name in scaled:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(2 / spread), tensor.name))
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(2 / spread), tensor.name)
+            )
 
 
 def _values(

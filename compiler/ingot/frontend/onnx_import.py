@@ -215,7 +215,9 @@ class _Importer:
         )
         try:
             own = own_converter(node.domain, node.op_type)
-            results = own(context) if own is not None else self._by_tvm(context)
+            results = own(context) if own is not None else NotImplemented
+            if results is NotImplemented:
+                results = self._by_tvm(context)
             results = self._as_list(results)
             for name, result in zip(node.output, results, strict=False):
                 if name in typed and result is not None:

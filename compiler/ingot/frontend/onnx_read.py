@@ -164,11 +164,24 @@ def _inline_functions(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
                 schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
                 if schema.has_function or schema.has_context_dependent_function:
                     wanted.add((node.domain, node.op_type))
+                    _write_defaults(node, schema)
         if wanted:
             proto = onnx.inliner.inline_selected_functions(proto, sorted(wanted), False, True)
     except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError("a function of the model cannot be expanded", found=_condense(str(error))) from None
+        raise UnsupportedError(
+            "a function of the model cannot be expanded",
+            found=_condense(str(error)),
+            hint="export the model without functions, or for an older opset",
+        ) from None
     return proto
+
+
+def _write_defaults(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
+    """Write out a node's default attributes: function bodies refer to them, and the inliner does not know them."""
+    given = {attribute.name for attribute in node.attribute}
+    for name, attribute in schema.attributes.items():
+        if name not in given and attribute.default_value.name:
+            node.attribute.append(attribute.default_value)
 
 
 def _refuse_unknown_operators(proto: onnx.ModelProto) -> None:

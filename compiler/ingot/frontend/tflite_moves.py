@@ -171,6 +171,29 @@ def _gather(converter: TfliteConverter, operator: Operator) -> Expr:
     return _move(converter, source, output, value)
 
 
+@handles("EMBEDDING_LOOKUP")
+def _embedding(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import relax
+
+    (indices, table), (output,) = _ends(converter, operator)
+    value = relax.op.take(converter.get_tensor_expr(table), converter.get_tensor_expr(indices), 0, mode="clip")
+    return _move(converter, table, output, value)
+
+
+@handles("GATHER_ND")
+def _gather_nd(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import relax
+
+    (source, indices), (output,) = _ends(converter, operator)
+    depth = converter.shape_of(indices)[-1]
+    kind = converter.get_tensor_type_str(indices.tensor.Type())
+    last = np.array(converter.shape_of(source)[:depth], dtype=np.dtype(kind)) - 1
+    places = relax.op.maximum(converter.get_tensor_expr(indices), relax.const(np.zeros_like(last)))
+    places = relax.op.minimum(places, relax.const(last))
+    value = relax.op.gather_nd(converter.get_tensor_expr(source), relax.op.astype(converter.bb.emit(places), "int64"))
+    return _move(converter, source, output, value)
+
+
 @handles("STRIDED_SLICE")
 def _strided_slice(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax

@@ -37,11 +37,15 @@ _NOT_TENSORS = frozenset(
     (
         "Optional", "OptionalHasElement", "OptionalGetElement", "SequenceConstruct", "SequenceEmpty", "SequenceErase",
         "SequenceInsert", "SequenceLength", "ConcatFromSequence", "SplitToSequence", "SequenceAt", "Unique", "NonZero",
-        "Compress", "NonMaxSuppression", "AllClassNMS",
+        "Compress", "NonMaxSuppression", "AllClassNMS", "EmbedLayerNormalization",
+        # Reads where a float input points: nothing keeps that inside the tensor.
+        "MaxRoiPool",
     )
 )  # fmt: skip
+# TVM's converters take fewer forms of these than ONNX's own function bodies, which are used instead.
+_BY_BODY = frozenset(("Attention", "RMSNormalization", "MeanVarianceNormalization"))
 # Contrib operators that TVM lists by bare name.
-_CONTRIB = frozenset(("FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization", "MatMulInteger16"))
+_CONTRIB = frozenset(("FastGelu", "BiasGelu", "SkipLayerNormalization", "MatMulInteger16"))
 
 
 @functools.cache
@@ -56,7 +60,7 @@ def tvm_converters() -> dict[str, Any]:
     from tvm.relax.frontend.onnx import onnx_frontend
 
     table = onnx_frontend._get_convert_map()
-    return {name: table[name] for name in table if name not in _NOT_TENSORS}
+    return {name: table[name] for name in table if name not in _NOT_TENSORS | _BY_BODY}
 
 
 def own_converter(domain: str, operator: str) -> Converter | None:

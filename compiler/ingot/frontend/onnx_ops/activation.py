@@ -84,3 +84,12 @@ def _softmax(ctx: Context) -> Expr:
     rows = int(np.prod(shape[:axis], dtype=np.int64))
     flat = relax.op.reshape(ctx.inputs[0], (rows, int(np.prod(shape[axis:], dtype=np.int64))))
     return relax.op.reshape(operator(flat, axis=1), shape)
+
+
+@converts("Swish")
+def _swish(ctx: Context) -> Expr:
+    from tvm import relax
+
+    x, alpha = ctx.inputs[0], float(ctx.attr("alpha", 1.0))
+    inner = x if alpha == 1.0 else relax.op.multiply(x, ctx.const(alpha))
+    return relax.op.multiply(x, relax.op.sigmoid(inner))

@@ -25,6 +25,7 @@ def converts(*operators: str, domain: str = "") -> Callable[[Converter], Convert
     """Register a function as the converter of these operators.
 
     It returns one Relax expression, or a list of them for several outputs (None for an output it does not make).
+    NotImplemented hands the node, with the inputs as the converter left them, on to TVM's converter.
     """
 
     def register(function: Converter) -> Converter:

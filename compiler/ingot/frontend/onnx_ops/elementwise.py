@@ -27,6 +27,9 @@ def _binary(ctx: Context) -> Expr:
                 return relax.op.multiply(left, left)
             if float(exponent.reshape(())) == 0.5 and np.dtype(ctx.dtype()).kind == "f":
                 return relax.op.sqrt(left)
+        if np.dtype(ctx.dtype()).kind != "f":
+            wide = relax.op.power(relax.op.astype(left, "float64"), relax.op.astype(right, "float64"))
+            return relax.op.astype(wide, ctx.out_dtype())
         if ctx.dtype(0) != ctx.dtype(1):
             right = relax.op.astype(right, ctx.dtype(0))
     return getattr(relax.op, name)(left, right)
@@ -53,3 +56,16 @@ def _cast(ctx: Context) -> Expr:
     if target == np.dtype(bool):
         return relax.op.not_equal(ctx.inputs[0], ctx.const(0))
     return relax.op.astype(ctx.inputs[0], ctx.out_dtype())
+
+
+@converts("IsInf")
+def _is_inf(ctx: Context) -> Expr:
+    from tvm import relax
+
+    x = ctx.inputs[0]
+    positive, negative = bool(ctx.attr("detect_positive", 1)), bool(ctx.attr("detect_negative", 1))
+    if positive and negative:
+        return relax.op.isinf(x)
+    if not positive and not negative:
+        return relax.op.zeros(ctx.shape(), "bool")
+    return relax.op.equal(x, ctx.const(float("inf") if positive else float("-inf")))

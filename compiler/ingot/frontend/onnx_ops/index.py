@@ -8,22 +8,30 @@ from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 from ingot.frontend.tvm_types import Expr
 
 
-def _bounded(ctx: Context, index: int, size: int) -> Expr:
-    """Input `index` with negative values counted from the end, and every value inside [0, size)."""
+def _bounded(ctx: Context, index: int, sizes: tuple[int, ...]) -> Expr:
+    """Input `index` with negative values counted from the end, and every value inside [0, size).
+
+    One size for all values, or one for each place along the last axis.
+    """
     from tvm import relax
 
+    limits = np.array(sizes if len(sizes) > 1 else sizes[0], dtype=np.int64)
     value = ctx.value(index)
     if value is not None:
-        fixed = np.where(value < 0, value + size, value)
-        if fixed.size and (fixed.min() < 0 or fixed.max() >= size):
-            raise ctx.unsupported(f"an index outside [-{size}, {size})", f"indices inside the axis of {size}")
+        fixed = np.where(value < 0, value + limits, value)
+        if fixed.size and (fixed.min() < 0 or np.any(fixed >= limits)):
+            raise ctx.unsupported(f"an index outside the axis of {limits}", "indices inside the axis")
         return ctx.array("indices", fixed.astype(value.dtype))
     indices, dtype = ctx.inputs[index], ctx.dtype(index)
+
+    def limit(array: np.ndarray) -> Expr:
+        return ctx.array("limits", array.astype(np.dtype(dtype)))
+
     if not dtype.startswith("u"):
         negative = relax.op.less(indices, ctx.const(0, dtype))
-        indices = relax.op.where(negative, relax.op.add(indices, ctx.const(size, dtype)), indices)
+        indices = relax.op.where(negative, relax.op.add(indices, limit(limits)), indices)
         indices = relax.op.maximum(indices, ctx.const(0, dtype))
-    return relax.op.minimum(indices, ctx.const(size - 1, dtype))
+    return relax.op.minimum(indices, limit(limits - 1))
 
 
 @converts("Gather")
@@ -41,7 +49,7 @@ def _gather(ctx: Context) -> Expr:
         part = relax.op.strided_slice(ctx.inputs[0], [axis], [start], [start + 1], [1])
         return relax.op.reshape(part, ctx.out_shape())
     # The indices are already inside; `clip` makes the kernel itself safe too.
-    return relax.op.take(ctx.inputs[0], ctx.emit(_bounded(ctx, 1, ctx.shape()[axis])), axis, mode="clip")
+    return relax.op.take(ctx.inputs[0], ctx.emit(_bounded(ctx, 1, (ctx.shape()[axis],))), axis, mode="clip")
 
 
 @converts("GatherElements")
@@ -49,7 +57,7 @@ def _gather_elements(ctx: Context) -> Expr:
     from tvm import relax
 
     axis = normal_axis(ctx.attr("axis", 0), len(ctx.shape()))
-    return relax.op.gather_elements(ctx.inputs[0], ctx.emit(_bounded(ctx, 1, ctx.shape()[axis])), axis)
+    return relax.op.gather_elements(ctx.inputs[0], ctx.emit(_bounded(ctx, 1, (ctx.shape()[axis],))), axis)
 
 
 @converts("Slice")
@@ -77,3 +85,25 @@ def _slice(ctx: Context) -> Expr:
     if not used:
         return x
     return relax.op.strided_slice(x, used, begin, end, stride)
+
+
+@converts("Scatter", "ScatterElements")
+def _scatter_elements(ctx: Context) -> Expr:
+    axis = normal_axis(ctx.attr("axis", 0), len(ctx.shape()))
+    ctx.inputs[1] = ctx.emit(_bounded(ctx, 1, (ctx.shape()[axis],)))
+    return NotImplemented
+
+
+@converts("GatherND", "ScatterND")
+def _nd(ctx: Context) -> Expr:
+    first = ctx.attr("batch_dims", 0)
+    ctx.inputs[1] = ctx.emit(_bounded(ctx, 1, ctx.shape()[first : first + ctx.shape(1)[-1]]))
+    return NotImplemented
+
+
+@converts("RoiAlign")
+def _roi_align(ctx: Context) -> Expr:
+    if ctx.attr("mode", "avg") != "avg":
+        raise ctx.unsupported(f"mode {ctx.attr('mode')!r}", "avg")
+    ctx.inputs[2] = ctx.emit(_bounded(ctx, 2, (ctx.shape()[0],)))
+    return NotImplemented

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ingot.frontend.onnx_ops.context import Context, converts
+from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 from ingot.frontend.tvm_types import Expr
 
 
@@ -32,3 +32,42 @@ def _batch_norm(ctx: Context) -> Expr:
     g, b, m, v = (relax.op.reshape(ctx.inputs[index], shape) for index in (1, 2, 3, 4))
     deviation = relax.op.sqrt(relax.op.add(v, ctx.const(epsilon, ctx.dtype(4))))
     return relax.op.add(relax.op.multiply(relax.op.divide(relax.op.subtract(x, m), deviation), g), b)
+
+
+@converts("LayerNormalization")
+def _layer_norm(ctx: Context) -> Expr:
+    from tvm import relax
+
+    rank = len(ctx.shape())
+    axis = normal_axis(ctx.attr("axis", -1), rank)
+    axes, epsilon = list(range(axis, rank)), float(ctx.attr("epsilon", 1e-5))
+    x, scale = ctx.inputs[0], ctx.inputs[1]
+    whole = ctx.shape(1) == ctx.shape()[axis:]
+    if len([name for name in ctx.node.output if name in ctx.types]) == 1 and ctx.has(2) and whole:
+        return relax.op.nn.layer_norm(x, scale, ctx.inputs[2], axes, epsilon)
+    # Statistics as outputs, no shift, or a scale that is broadcast: written out.
+    kind = ctx.dtype()
+    wide = x if kind in ("float32", "float64") else relax.op.astype(x, "float32")
+    mean = ctx.emit(relax.op.mean(wide, axes, keepdims=True))
+    centred = ctx.emit(relax.op.subtract(wide, mean))
+    variance = relax.op.mean(relax.op.multiply(centred, centred), axes, keepdims=True)
+    dtype = kind if kind == "float64" else "float32"
+    spread = ctx.emit(
+        relax.op.divide(ctx.const(1, dtype), relax.op.sqrt(relax.op.add(variance, ctx.const(epsilon, dtype))))
+    )
+    normal = ctx.emit(relax.op.multiply(centred, spread))
+    result = relax.op.multiply(normal if dtype == kind else relax.op.astype(normal, kind), scale)
+    return [relax.op.add(result, ctx.inputs[2]) if ctx.has(2) else result, mean, spread][: len(ctx.node.output)]
+
+
+@converts("LpNormalization")
+def _lp_norm(ctx: Context) -> Expr:
+    from tvm import relax
+
+    x, axis = ctx.inputs[0], [normal_axis(ctx.attr("axis", -1), len(ctx.shape()))]
+    if ctx.attr("p", 2) == 1:
+        length = relax.op.sum(relax.op.abs(x), axis, keepdims=True)
+    else:
+        length = relax.op.sqrt(relax.op.sum(relax.op.multiply(x, x), axis, keepdims=True))
+    zero = relax.op.equal(length, ctx.const(0))
+    return relax.op.where(zero, ctx.const(0), relax.op.divide(x, length))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ingot.frontend.onnx_ops.context import Context, converts
 from ingot.frontend.tvm_types import Expr
 
-
 _COORDINATES = frozenset(
     (
         "half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric",

@@ -10,6 +10,8 @@ from ingot.frontend.tvm_types import Expr
 
 @converts("Identity", "Dropout")
 def _identity(ctx: Context) -> Expr:
+    if ctx.node.op_type == "Dropout" and ctx.has(2) and (ctx.value(2) is None or bool(ctx.need(2, "mode").reshape(()))):
+        raise ctx.unsupported("training mode", "inference mode", "export the model in evaluation mode")
     if len([name for name in ctx.node.output if name in ctx.types]) > 1:
         from tvm import relax
 
@@ -89,4 +91,5 @@ def _space_to_depth(ctx: Context) -> Expr:
     n, c, h, w = ctx.shape()
     b = ctx.attr("blocksize")
     blocks = relax.op.reshape(ctx.inputs[0], (n, c, h // b, b, w // b, b))
-    return relax.op.reshape(relax.op.permute_dims(blocks, [0, 3, 5, 1, 2, 4]), ctx.out_shape())
+    order = [0, 3, 5, 1, 2, 4] if ctx.attr("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    return relax.op.reshape(relax.op.permute_dims(blocks, order), ctx.out_shape())

@@ -1,0 +1,225 @@
+"""Tiny handmade models: ONNX by its helper, TFLite by its flatbuffer builder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import flatbuffers
+import numpy as np
+import onnx
+import tflite
+from onnx import helper
+
+
+def model_of(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, tuple[str, Sequence[int | str | None]]],
+    outputs: Sequence[str],
+    weights: dict[str, np.ndarray] | None = None,
+    opset: int = 17,
+    functions: Sequence[onnx.FunctionProto] = (),
+    domains: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """An ONNX model. `inputs` maps a name to (numpy dtype, dims); the outputs' types are left to inference."""
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(dims))
+            for name, (dtype, dims) in inputs.items()
+        ],
+        [helper.make_value_info(name, onnx.TypeProto()) for name in outputs],
+        [onnx.numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8, functions=list(functions))
+    if not domains:
+        inferred = onnx.shape_inference.infer_shapes(model)
+        for value, known in zip(model.graph.output, inferred.graph.output, strict=True):
+            value.CopyFrom(
+                known if known.type.WhichOneof("value") else helper.make_tensor_value_info(value.name, 1, None)
+            )
+    return model
+
+
+@dataclass
+class Tensor:
+    """A TFLite tensor: constant if it has data."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    data: np.ndarray | None = None
+    scale: tuple[float, ...] = ()
+    zero_point: tuple[int, ...] = ()
+    axis: int = 0
+    signature: tuple[int, ...] | None = None
+    variable: bool = False
+
+
+@dataclass
+class Op:
+    """A TFLite operator: its schema name, tensor indices, options class and its scalar fields."""
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: str = ""
+    fields: dict[str, int] = field(default_factory=dict)
+    custom: str = ""
+
+
+_TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int16": 7, "int8": 9}
+
+
+def _vector(builder: flatbuffers.Builder, values: Sequence[int], prepend: str, size: int) -> int:
+    builder.StartVector(size, len(values), size)
+    for value in reversed(values):
+        getattr(builder, prepend)(value)
+    return int(builder.EndVector())
+
+
+def _ints(builder: flatbuffers.Builder, values: Sequence[int]) -> int:
+    return _vector(builder, values, "PrependInt32", 4)
+
+
+def _offsets(builder: flatbuffers.Builder, values: Sequence[int]) -> int:
+    return _vector(builder, values, "PrependUOffsetTRelative", 4)
+
+
+def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
+    name = builder.CreateString(tensor.name)
+    shape = _ints(builder, tensor.shape)
+    signature = _ints(builder, tensor.signature) if tensor.signature is not None else None
+    quantization = None
+    if tensor.scale:
+        scales = _vector(builder, tensor.scale, "PrependFloat32", 4)  # type: ignore[arg-type]
+        zeros = _vector(builder, tensor.zero_point or (0,) * len(tensor.scale), "PrependInt64", 8)
+        tflite.QuantizationParametersStart(builder)
+        tflite.QuantizationParametersAddScale(builder, scales)
+        tflite.QuantizationParametersAddZeroPoint(builder, zeros)
+        tflite.QuantizationParametersAddQuantizedDimension(builder, tensor.axis)
+        quantization = tflite.QuantizationParametersEnd(builder)
+    tflite.TensorStart(builder)
+    tflite.TensorAddShape(builder, shape)
+    tflite.TensorAddType(builder, _TYPES[tensor.dtype])
+    tflite.TensorAddBuffer(builder, buffer)
+    tflite.TensorAddName(builder, name)
+    tflite.TensorAddIsVariable(builder, tensor.variable)
+    if signature is not None:
+        tflite.TensorAddShapeSignature(builder, signature)
+    if quantization is not None:
+        tflite.TensorAddQuantization(builder, quantization)
+    return int(tflite.TensorEnd(builder))
+
+
+def _operator(builder: flatbuffers.Builder, op: Op, code: int) -> int:
+    options = None
+    if op.options:
+        getattr(tflite, f"{op.options}Start")(builder)
+        for key, value in op.fields.items():
+            getattr(tflite, f"{op.options}Add{key}")(builder, value)
+        options = getattr(tflite, f"{op.options}End")(builder)
+    inputs, outputs = _ints(builder, op.inputs), _ints(builder, op.outputs)
+    tflite.OperatorStart(builder)
+    tflite.OperatorAddOpcodeIndex(builder, code)
+    tflite.OperatorAddInputs(builder, inputs)
+    tflite.OperatorAddOutputs(builder, outputs)
+    if options is not None:
+        tflite.OperatorAddBuiltinOptionsType(builder, getattr(tflite.BuiltinOptions, op.options))
+        tflite.OperatorAddBuiltinOptions(builder, options)
+    return int(tflite.OperatorEnd(builder))
+
+
+def tflite_of(tensors: Sequence[Tensor], ops: Sequence[Op], inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
+    """A TFLite file with one graph."""
+    builder = flatbuffers.Builder(1024)
+    buffers = [b"", *(b"" if tensor.data is None else tensor.data.tobytes() for tensor in tensors)]
+    buffer_offsets = []
+    for data in buffers:
+        content = builder.CreateByteVector(data) if data else None
+        tflite.BufferStart(builder)
+        if content is not None:
+            tflite.BufferAddData(builder, content)
+        buffer_offsets.append(tflite.BufferEnd(builder))
+    tensor_offsets = [_tensor(builder, tensor, index + 1) for index, tensor in enumerate(tensors)]
+    codes = []
+    for op in ops:
+        custom = builder.CreateString(op.custom) if op.custom else None
+        number = getattr(tflite.BuiltinOperator, "CUSTOM" if op.custom else op.name)
+        tflite.OperatorCodeStart(builder)
+        tflite.OperatorCodeAddDeprecatedBuiltinCode(builder, min(number, 127))
+        tflite.OperatorCodeAddBuiltinCode(builder, number)
+        if custom is not None:
+            tflite.OperatorCodeAddCustomCode(builder, custom)
+        codes.append(tflite.OperatorCodeEnd(builder))
+    operators = [_operator(builder, op, index) for index, op in enumerate(ops)]
+    parts = [
+        _offsets(builder, tensor_offsets),
+        _ints(builder, inputs),
+        _ints(builder, outputs),
+        _offsets(builder, operators),
+    ]
+    tflite.SubGraphStart(builder)
+    for add, part in zip(("Tensors", "Inputs", "Outputs", "Operators"), parts, strict=True):
+        getattr(tflite, f"SubGraphAdd{add}")(builder, part)
+    graphs = _offsets(builder, [tflite.SubGraphEnd(builder)])
+    code_vector, buffer_vector = _offsets(builder, codes), _offsets(builder, buffer_offsets)
+    tflite.ModelStart(builder)
+    tflite.ModelAddVersion(builder, 3)
+    tflite.ModelAddOperatorCodes(builder, code_vector)
+    tflite.ModelAddSubgraphs(builder, graphs)
+    tflite.ModelAddBuffers(builder, buffer_vector)
+    builder.Finish(tflite.ModelEnd(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def small_tflite() -> bytes:
+    """A float convolution, a quantised-free dense layer and a softmax: 8x8x3 -> 5 classes."""
+    random = np.random.default_rng(3)
+
+    def weights(name: str, *shape: int) -> Tensor:
+        return Tensor(name, shape, data=random.standard_normal(shape).astype(np.float32))
+
+    tensors = [
+        Tensor("x", (1, 8, 8, 3), signature=(-1, 8, 8, 3)),
+        weights("kernel", 4, 3, 3, 3),
+        weights("bias", 4),
+        Tensor("conv", (1, 4, 4, 4)),
+        weights("dense", 5, 64),
+        Tensor("flat", (1, 64)),
+        Tensor("logits", (1, 5)),
+        Tensor("y", (1, 5), signature=(-1, 5)),
+    ]
+    ops = [
+        Op("CONV_2D", (0, 1, 2), (3,), "Conv2DOptions",
+           {"StrideH": 2, "StrideW": 2, "FusedActivationFunction": 1, "DilationHFactor": 1, "DilationWFactor": 1}),
+        Op("RESHAPE", (3,), (5,)),
+        Op("FULLY_CONNECTED", (5, 4), (6,), "FullyConnectedOptions", {"FusedActivationFunction": 0}),
+        Op("SOFTMAX", (6,), (7,), "SoftmaxOptions"),
+    ]  # fmt: skip
+    return tflite_of(tensors, ops, [0], [7])
+
+
+def small_onnx() -> onnx.ModelProto:
+    """A convolution, batch normalisation, clip, pooling and dense layer: [N, 3, 8, 8] -> [N, 5]."""
+    random = np.random.default_rng(3)
+
+    def weights(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel", "bias"], ["conv"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["conv", "g", "b", "mean", "variance"], ["norm"], name="norm"),
+        helper.make_node("Clip", ["norm", "low", "high"], ["clip"], name="relu6"),
+        helper.make_node("GlobalAveragePool", ["clip"], ["pool"], name="pool"),
+        helper.make_node("Flatten", ["pool"], ["flat"], name="flat"),
+        helper.make_node("Gemm", ["flat", "dense", "offset"], ["y"], name="dense", transB=1),
+    ]
+    values = {
+        "kernel": weights(16, 3, 3, 3), "bias": weights(16), "g": weights(16), "b": weights(16), "mean": weights(16),
+        "variance": np.abs(weights(16)) + np.float32(0.5), "low": np.float32(0), "high": np.float32(6),
+        "dense": weights(5, 16), "offset": weights(5),
+    }  # fmt: skip
+    return model_of(nodes, {"x": ("float32", ("N", 3, 8, 8))}, ["y"], values)
