@@ -92,7 +92,7 @@ def _show(running: Sequence[Peer]) -> None:
         median, p90, p99 = np.percentile(peer.seconds, (50, 90, 99))
         times = [milliseconds(s) for s in (median, p90, p99, min(peer.seconds))]
         rows.append([_label(peer, running), *times, str(len(peer.seconds)), milliseconds(peer.load_s), size(peer.rss)])
-    columns = ("engine", "median", "p90", "p99", "min", "runs", "load", "RAM")
+    columns = ("engine", "median ms", "p90", "p99", "min", "runs", "load ms", "RAM")
     show(console(), table(columns, rows, right=columns[1:]))
 
 

@@ -14,14 +14,22 @@ from rich.table import Table
 from rich.text import Text
 
 #: Columns when the output is a file or a pipe: rows stay on one line, where grep finds them.
-PIPED_WIDTH = 160
+PIPED_WIDTH = 250
+
+
+class _Console(Console):
+    """A console that leaves a broken pipe to `ingot.cli.main`, like any other error."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what the write raised."""
+        raise BrokenPipeError
 
 
 def console(*, stderr: bool = False) -> Console:
     """A console for text that comes from models and files: no markup, no colours outside terminals."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPED_WIDTH
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    return _Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 def clean(text: object) -> str:
@@ -53,9 +61,9 @@ def shape(dims: Iterable[Any]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time with three significant digits: `0.0123 ms`, `6.47 ms`, `1280 ms`."""
+    """A time in ms with three significant digits: `0.0123`, `6.47`, `1280`."""
     value = seconds * 1e3
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def facts(out: Console, rows: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
@@ -64,15 +72,16 @@ def facts(out: Console, rows: Iterable[tuple[str, str]], *, indent: int = 2) -> 
     column = indent + max((len(name) for name, _ in listed), default=0) + 2
     for name, value in listed:
         lines = textwrap.wrap(value, max(20, out.width - column), break_on_hyphens=False) or [""]
-        head = Text(f"{'':{indent}}{name:{column - indent}}", style="bold")
-        out.print(head + Text(lines[0]), *(Text(" " * column + line) for line in lines[1:]), sep="\n", soft_wrap=True)
+        head = Text.assemble((f"{'':{indent}}{name:{column - indent}}", "bold"), lines[0])
+        out.print(head, *(Text(" " * column + line) for line in lines[1:]), sep="\n", soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: Sequence[str] = ()) -> Table:
     """A table with one line under its head; the columns named in `right` are numbers."""
-    result = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    result = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for column in columns:
-        result.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        numbers = column in right
+        result.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers)
     for row in rows:
         result.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return result

@@ -164,7 +164,12 @@ def _silence() -> None:
         os.close(null)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    subcommand_metavar="VERB [ARGS]...",
+)
 @click.version_option(__version__, prog_name="ingot", message="%(prog)s %(version)s")
 def cli() -> None:
     """A trained model (ONNX, TFLite) in, one self-contained library for a named board out.

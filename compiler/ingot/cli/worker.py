@@ -7,8 +7,11 @@ that it is not. An engine that crashes takes only this process with it.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +24,12 @@ def _rss() -> int:
     """Resident bytes of this process."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process with its parent, however that ends: a stopped process would stay for ever."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -39,6 +48,7 @@ def _measure(run: Any, count: int) -> list[float]:  # noqa: ANN401 - a Runner of
 
 def main() -> int:
     """Serve until standard input ends."""
+    _die_with_parent()
     # Engines print what they like to standard output, so it becomes standard error, and a copy carries the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
