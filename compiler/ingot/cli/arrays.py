@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _EMPTY_ZIP = b"PK\x05\x06"
 _MAX_HEADER = 10_000
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+# Among RuntimeError: encrypted members, and methods of compression that this Python lacks.
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError)
 
 
 @dataclass(frozen=True)
