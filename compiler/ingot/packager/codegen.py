@@ -6,6 +6,7 @@ the same passes run without the packing: a kernel is `void f(T *..., int32_t beg
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -132,4 +133,10 @@ def generate_object(functions: dict[str, Any], target: Target) -> tuple[bytes, s
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
         path = Path(folder) / "kernels.o"
         built.write_to_file(str(path))
-        return path.read_bytes(), str(built.inspect_source("ll"))
+        return path.read_bytes(), _stable_names(str(built.inspect_source("ll")))
+
+
+def _stable_names(text: str) -> str:
+    """Return LLVM text with buffers numbered: TVM names their alias classes by addresses of this process."""
+    numbers: dict[str, str] = {}
+    return re.sub(r'(?<=!")0x[0-9a-f]+', lambda name: numbers.setdefault(name[0], f"buffer{len(numbers)}"), text)
