@@ -15,6 +15,7 @@ from tvm import s_tir, tirx
 from tvm.ir.transform import Sequential
 
 from ingot.errors import CompilerError, ToolchainError
+from ingot.schedules.lanes import lower_lanes
 from ingot.schedules.vector_math import replace_calls
 from ingot.target import Target
 
@@ -48,6 +49,11 @@ def _task_range(module: Any, _: Any) -> Any:  # noqa: ANN401
         begin, end = function.params[-2], function.params[-1]
         functions[gvar] = function.with_body(_take_range(function.body, begin, end))
     return tvm.IRModule(functions)
+
+
+@tvm.transform.module_pass(opt_level=0, name="ingot.LowerLanes")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
+def _lower_lanes(module: Any, _: Any) -> Any:  # noqa: ANN401
+    return tvm.IRModule({gvar: lower_lanes(function) for gvar, function in module.functions.items()})
 
 
 @tvm.transform.module_pass(opt_level=0, name="ingot.StackLimit")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
@@ -102,6 +108,7 @@ def _passes(target: Any) -> Any:  # noqa: ANN401
             tirx.transform.UnrollLoop(),
             s_tir.transform.RenormalizeSplitPattern(),
             tirx.transform.StmtSimplify(),
+            _lower_lanes,
             tirx.transform.RemoveNoOp(),
             s_tir.transform.RewriteUnsafeSelect(),
             tirx.transform.CommonSubexprElim(),

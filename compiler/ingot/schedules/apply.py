@@ -9,21 +9,26 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from ingot.errors import CompilerError
-from ingot.schedules import border, conv2d, depthwise, generic
+from ingot.schedules import conv2d, depthwise, generic
 from ingot.target import Target
 
 
 @dataclass(frozen=True)
 class Template:
-    """A family with a template: how to read its config back from the block, and how to schedule it."""
+    """A family with a template.
+
+    config: the type of its config, which is read back from the block. schedule: applies it to a schedule. finish:
+    rewrites the scheduled function where schedule primitives cannot, given the name of the reduction block.
+    """
 
     config: type
     schedule: Callable[[Any, Any, Any, Any, Target], None]
+    finish: Callable[[Any, str, Any, Target], Any]
 
 
 TEMPLATES: dict[str, Template] = {
-    "conv2d": Template(conv2d.TileConfig, conv2d.schedule),
-    "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule),
+    "conv2d": Template(conv2d.TileConfig, conv2d.schedule, conv2d.finish),
+    "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule, depthwise.finish),
 }
 
 
@@ -39,8 +44,7 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
     if anchor is not None:
         keep = {str(sch.get(anchor).name_hint), "padded"}
     generic.inline_producers(sch, keep)
-    if anchor is not None:
-        _schedule_anchor(sch, anchor, target)
+    finish = _schedule_anchor(sch, anchor, target) if anchor is not None else None
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         if _is_scheduled(sch, block):
             continue
@@ -48,7 +52,7 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
             generic.schedule_reduction(sch, block, target)
         else:
             generic.schedule_elementwise(sch, block, target)
-    return border.specialise(sch.mod["main"])
+    return sch.mod["main"] if finish is None else finish(sch.mod["main"])
 
 
 def _is_scheduled(sch: Any, block: Any) -> bool:  # noqa: ANN401
@@ -69,8 +73,11 @@ def _find_anchor(sch: Any) -> Any:  # noqa: ANN401
     return anchors[0] if anchors else None
 
 
-def _schedule_anchor(sch: Any, anchor: Any, target: Target) -> None:  # noqa: ANN401
-    """Apply the anchor's template to it, its patch of input and the block that stores its result."""
+def _schedule_anchor(sch: Any, anchor: Any, target: Target) -> Callable[[Any], Any]:  # noqa: ANN401
+    """Apply the anchor's template to it, its patch of input and the block that stores its result.
+
+    Returns what finishes the scheduled function.
+    """
     node = sch.get(anchor)
     template = TEMPLATES[str(node.annotations["ingot.template"])]
     config = parse_config(template.config, str(node.annotations["ingot.config"]))
@@ -78,7 +85,9 @@ def _schedule_anchor(sch: Any, anchor: Any, target: Target) -> None:  # noqa: AN
     sch.unannotate(anchor, "ingot.config")
     sch.unannotate(anchor, "ingot.name")
     (output,) = sch.get_consumers(anchor)
+    name = str(node.name_hint)
     template.schedule(sch, anchor, output, config, target)
+    return lambda function: template.finish(function, name, config, target)
 
 
 def parse_config(config: type, text: str) -> Any:  # noqa: ANN401 - a frozen dataclass of ints

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tvm import te
 
+from ingot.schedules.lanes import LANES, mark_lanes
 from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, largest_divisor, registers
 from ingot.target import Target
@@ -54,8 +55,12 @@ class Conv2DWorkload:
     @property
     def macs(self) -> int:
         """Return the multiply-accumulates of one inference."""
-        positions = self.batch * self.out_height * self.out_width
-        return positions * self.out_channels * self.kernel[0] * self.kernel[1] * self.in_channels
+        return self.positions * self.out_channels * self.kernel[0] * self.kernel[1] * self.in_channels
+
+    @property
+    def positions(self) -> int:
+        """Return the number of output positions of one inference."""
+        return self.batch * self.out_height * self.out_width
 
     @property
     def pointwise(self) -> bool:
@@ -72,36 +77,89 @@ class TileConfig:
     unroll: int
 
 
-def default_config(workload: Conv2DWorkload, target: Target) -> TileConfig:
-    """Return the tile that fills the register file without spilling and wastes least at the edges."""
+#: Input channels a step of the inner loop takes, at most.
+MAX_UNROLL = 4
+#: More accumulators than this bring no more speed on any core we know: the FMA latency is hidden by far fewer.
+MAX_VECTORS = 4
+#: FMA instructions in flight that hide the latency of one on a core with two pipes.
+_LATENCY_FMAS = 8
+
+
+def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
+    """Return the space of tiles: every one whose accumulators and operands fit the register file."""
     regs = registers(target)
-    positions = workload.batch * workload.out_height * workload.out_width
-    vectors = 4 if regs.lanes == 4 and regs.count >= 32 else 2
     needed = ceil_div(workload.out_channels, regs.lanes)
-    if positions == 1:  # a matrix-vector product: bound by memory; independent accumulators hide the FMA latency
-        vectors = min(8, needed)
-        return TileConfig(pixels=1, block=vectors * regs.lanes, unroll=largest_divisor(workload.in_channels, 4))
-    vectors = min(vectors, needed)
-    # accumulators + one weight register per vector + one for the broadcast input (four with lane-indexed FMA).
-    spare = 1 if regs.lanes > 4 else 4
-    limit = max(1, (regs.count - vectors - spare) // vectors)
-    limit = min(limit, 14 if vectors > 1 else 24)
-    pixels = _tile_width(workload, limit)
-    unroll = largest_divisor(workload.in_channels, 4)
-    return TileConfig(pixels=pixels, block=vectors * regs.lanes, unroll=unroll)
+    unroll = largest_divisor(workload.in_channels, MAX_UNROLL)
+    if workload.positions == 1:  # a matrix-vector product: bound by memory; independent sums hide the latency
+        return [TileConfig(1, vectors * regs.lanes, unroll) for vectors in range(1, min(8, needed) + 1)]
+    found = []
+    for vectors in range(1, min(MAX_VECTORS, needed) + 1):
+        for pixels in _tile_widths(workload, regs.count):
+            if _registers_used(pixels, vectors, unroll, target) <= regs.count:
+                found.append(TileConfig(pixels, vectors * regs.lanes, unroll))
+    return found
 
 
-def _tile_width(workload: Conv2DWorkload, limit: int) -> int:
-    """Return the tile width, at most `limit`, that covers the output with least waste; wider wins ties.
+def default_config(workload: Conv2DWorkload, target: Target) -> TileConfig:
+    """Return the tile with the least estimated cost."""
+    if workload.positions == 1:
+        return configs(workload, target)[-1]
+    return min(configs(workload, target), key=lambda c: (cost(workload, c, target), -c.pixels, c.block))
 
-    Case 1: a pointwise convolution of few columns joins whole rows.
-    Case 2: else the width that wastes least of the last tile of a row.
+
+def uses_lanes(target: Target, unroll: int) -> bool:
+    """Say whether inputs are loaded four at a time and multiplied lane by lane (see `schedules.lanes`)."""
+    return target.arch == "aarch64" and registers(target).lanes == LANES and unroll == LANES
+
+
+def _registers_used(pixels: int, vectors: int, unroll: int, target: Target) -> int:
+    """Return accumulators + weights of one step + inputs: one register a position with lanes, else one in all."""
+    inputs = pixels if uses_lanes(target, unroll) else 1
+    return pixels * vectors + vectors + inputs
+
+
+def _tile_widths(workload: Conv2DWorkload, limit: int) -> list[int]:
+    """Return the tile widths to consider.
+
+    Case 1: a pointwise convolution of few columns may join whole rows.
+    Case 2: parts of one row.
     """
-    width = workload.out_width
-    if workload.pointwise and width <= limit:
-        return width * largest_divisor(workload.batch * workload.out_height, limit // width)
-    widths = range(max(1, limit // 2), limit + 1)
-    return min(widths, key=lambda w: (ceil_div(width, w) * w, -w))
+    width, rows = workload.out_width, workload.batch * workload.out_height
+    widths = list(range(1, min(width, limit) + 1))
+    if workload.pointwise:
+        widths += [width * k for k in range(2, limit // width + 1) if rows % k == 0]
+    return widths
+
+
+def cost(workload: Conv2DWorkload, config: TileConfig, target: Target) -> float:
+    """Return the estimated cycles of one core (up to a constant): the formula that ranks tiles without measuring.
+
+    A step of the inner loop, per input channel and window position, issues pixels * vectors FMAs and loads its weights
+    and inputs; x86 runs loads beside FMAs, the smaller ARM cores issue both from the same slots. A tile also pays for
+    its epilogue, and for copying its patch of input where it has one.
+    """
+    lanes = registers(target).lanes
+    vectors, pixels = config.block // lanes, config.pixels
+    fmas = pixels * vectors
+    steps = workload.kernel[0] * workload.kernel[1] * workload.in_channels
+    # All weights of a block pass by once per tile: from the first-level cache if they stay there, else from the second.
+    far = steps * config.block * 4 > target.cache.l1d_kib * 1024 // 2
+    if uses_lanes(target, config.unroll):
+        step = max(fmas, _LATENCY_FMAS) + vectors * (1.5 if far else 0.5) + pixels / LANES + 4 / config.unroll
+    elif target.arch == "x86_64":
+        step = max(fmas, vectors + pixels, _LATENCY_FMAS) + vectors * (1.0 if far else 0.125) + pixels / 8
+    else:
+        step = max(fmas, _LATENCY_FMAS) + vectors * (2.0 if far else 1.0) + pixels
+    across = ceil_div(workload.out_width, pixels)
+    rows = workload.batch * workload.out_height
+    tiles = rows * across if pixels <= workload.out_width else ceil_div(rows * workload.out_width, pixels)
+    ragged = pixels <= workload.out_width and workload.out_width % pixels != 0
+    patch = 0.0
+    if ragged or any(workload.padding):
+        columns = (pixels - 1) * workload.strides[1] + workload.kernel[1]
+        patch = 2.5 * workload.kernel[0] * columns * ceil_div(workload.in_channels, lanes)
+    blocks = ceil_div(workload.out_channels, config.block)
+    return tiles * blocks * (steps * step + 4 * fmas + 24 + patch)
 
 
 def pack_weight(weight: np.ndarray, block: int) -> np.ndarray:
@@ -237,6 +295,11 @@ def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Tar
         sch.unroll(loop)
     sch.decompose_reduction(anchor, reduction[0] if len(reduction) > 1 else rc_outer)
     copy_patch(sch, task, target)
+
+
+def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any:  # noqa: ANN401
+    """Apply what a schedule cannot express to the scheduled function: loads of four inputs at once."""
+    return mark_lanes(function, block + "_update") if uses_lanes(target, config.unroll) else function
 
 
 def _weights_stay(sch: Any, anchor: Any, config: TileConfig) -> bool:  # noqa: ANN401

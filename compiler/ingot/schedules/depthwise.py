@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from ingot.schedules.border import guarded_load, mark
+from ingot.schedules.border import guarded_load, mark, specialise
 from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, lanes_for, registers
 from ingot.target import Target
@@ -146,3 +146,8 @@ def schedule(sch: Any, anchor: Any, output: Any, config: DepthwiseConfig, target
         return
     height, width, sh, sw, row_dilation, span, top, left = (int(v) for v in window)
     mark(sch, ry, x_tiles, tile=config.pixels, height=(height, sh, row_dilation, top), width=(width, sw, span, left))
+
+
+def finish(function: Any, block: str, config: DepthwiseConfig, target: Target) -> Any:  # noqa: ANN401
+    """Apply what a schedule cannot express to the scheduled function: border tiles compiled apart."""
+    return specialise(function)
