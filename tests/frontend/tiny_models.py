@@ -66,7 +66,7 @@ class Op:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: str = ""
-    fields: dict[str, int] = field(default_factory=dict)
+    fields: dict[str, float] = field(default_factory=dict)
     custom: str = ""
 
 
@@ -176,7 +176,7 @@ def tflite_of(tensors: Sequence[Tensor], ops: Sequence[Op], inputs: Sequence[int
 
 
 def small_tflite() -> bytes:
-    """A float convolution, a quantised-free dense layer and a softmax: 8x8x3 -> 5 classes."""
+    """A convolution, a dense layer and a softmax, all float: 8x8x3 -> 5 classes."""
     random = np.random.default_rng(3)
 
     def weights(name: str, *shape: int) -> Tensor:
@@ -191,13 +191,14 @@ def small_tflite() -> bytes:
         Tensor("flat", (1, 64)),
         Tensor("logits", (1, 5)),
         Tensor("y", (1, 5), signature=(-1, 5)),
+        Tensor("shape", (2,), "int32", np.array([-1, 64], np.int32)),
     ]
     ops = [
         Op("CONV_2D", (0, 1, 2), (3,), "Conv2DOptions",
            {"StrideH": 2, "StrideW": 2, "FusedActivationFunction": 1, "DilationHFactor": 1, "DilationWFactor": 1}),
-        Op("RESHAPE", (3,), (5,)),
+        Op("RESHAPE", (3, 8), (5,)),
         Op("FULLY_CONNECTED", (5, 4), (6,), "FullyConnectedOptions", {"FusedActivationFunction": 0}),
-        Op("SOFTMAX", (6,), (7,), "SoftmaxOptions"),
+        Op("SOFTMAX", (6,), (7,), "SoftmaxOptions", {"Beta": 0.1}),
     ]  # fmt: skip
     return tflite_of(tensors, ops, [0], [7])
 

@@ -81,17 +81,27 @@ def _finish(
     (halves upward), f * 2**-s being the ratio of scales. Rounding once instead is off by one in about one element of
     2**(s+1), which is enough to change a classifier's answer: so this does the same two steps.
     """
-    from tvm import relax
 
     output = parts[2]
     if not exact:
         return converter.finish(sums, output, activation)
     scales = [np.float64(item.qnn_params["scale"].value.numpy()) for item in parts]
-    ratio = np.atleast_1d(scales[0] * scales[1] / scales[2])
+    limits = _limits(converter, output, activation)
+    return _requantize(converter, sums, np.atleast_1d(scales[0] * scales[1] / scales[2]), output, limits, away=False)
+
+
+def _requantize(
+    converter: TfliteConverter, sums: Expr, ratio: np.ndarray, output: Wrapper, limits: tuple[int, int], away: bool
+) -> Expr:
+    """Whole numbers (as float) times `ratio` (one, or one for each last index), rounded twice, plus the zero point.
+
+    TFLite's second rounding takes halves upward in its matrix kernels and away from zero everywhere else.
+    """
+    from tvm import relax
+
     if not np.all(np.isfinite(ratio)) or np.any(ratio < 0):
         raise UnsupportedError("a layer's scales are not usable", found=str(ratio[:4]), allowed="positive numbers")
-    exponent = np.frexp(ratio)[1]
-    shift = np.clip(-exponent, 0, 31).astype(np.int32)
+    shift = np.clip(-np.frexp(ratio)[1], 0, 31).astype(np.int32)
     factor = (ratio * np.exp2(shift.astype(np.float64))).astype(np.float32)
 
     def constant(array: np.ndarray, dtype: str) -> Expr:
@@ -103,18 +113,25 @@ def _finish(
     half = relax.op.where(negative, relax.const(-0.5, "float32"), relax.const(0.5, "float32"))
     whole = converter.bb.emit(relax.op.astype(relax.op.add(scaled, half), "int32"))
     if np.any(shift > 0):
-        middle = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0).astype(np.int32)
-        whole = relax.op.right_shift(relax.op.add(whole, constant(middle, "int32")), constant(shift, "int32"))
+        middle: Expr = constant(np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0).astype(np.int32), "int32")
+        if away:
+            # One less for negative numbers: -1.5 becomes -2, not -1.
+            sign = relax.op.right_shift(whole, relax.const(31, "int32"))
+            used = constant(np.where(shift > 0, -1, 0).astype(np.int32), "int32")
+            middle = relax.op.add(middle, relax.op.bitwise_and(sign, used))
+        whole = relax.op.right_shift(relax.op.add(whole, middle), constant(shift, "int32"))
     zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
-    low, high = _limits(converter, output, activation, float(scales[2].reshape(-1)[0]), zero)
     shifted = relax.op.add(whole, relax.const(zero, "int32"))
-    limited = relax.op.minimum(relax.op.maximum(shifted, relax.const(low, "int32")), relax.const(high, "int32"))
+    limited = relax.op.maximum(shifted, relax.const(limits[0], "int32"))
+    limited = relax.op.minimum(limited, relax.const(limits[1], "int32"))
     return relax.op.astype(limited, converter.get_tensor_type_str(output.tensor.Type()))
 
 
-def _limits(converter: TfliteConverter, output: Wrapper, activation: int, scale: float, zero: int) -> tuple[int, int]:
+def _limits(converter: TfliteConverter, output: Wrapper, activation: int) -> tuple[int, int]:
     """Smallest and largest stored value of an output after its activation (NONE, RELU, RELU_N1_TO_1, RELU6)."""
     low, high = (-128, 127) if output.tensor.Type() == _INT8 else (0, 255)
+    scale = output.qnn_params["scale"].value.numpy().reshape(-1)[0]
+    zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
     bounds = {0: (None, None), 1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
     if activation not in bounds:
         name = str(converter.activation_fn_type.get(activation, activation))
@@ -123,7 +140,7 @@ def _limits(converter: TfliteConverter, output: Wrapper, activation: int, scale:
         )
 
     def stored(value: float) -> int:
-        exact = np.float64(value) / np.float64(np.float32(scale))
+        exact = np.float64(value) / np.float64(scale)
         return zero + int(np.trunc(exact + np.copysign(0.5, exact)))
 
     least, most = bounds[activation]
@@ -236,3 +253,33 @@ def _pool(converter: TfliteConverter, operator: Operator) -> Expr:
     scale = float(output.qnn_params["scale"].value.numpy().reshape(-1)[0])
     zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
     return converter.convert_qnn_fused_activation_function(result, activation, scale, zero, dtype)
+
+
+@handles("QUANTIZE")
+def _quantize(converter: TfliteConverter, operator: Operator) -> Expr:
+    source = converter.get_input_tensors(operator)[0]
+    output = converter.get_output_tensors(operator)[0]
+    if output.qnn_params is None:
+        raise UnsupportedError("QUANTIZE has no output scale", found="none", allowed="a scale")
+    value = converter.get_tensor_expr(source)
+    if source.qnn_params is None:
+        return converter.quantize(value, output)
+    if source.tensor.Type() not in (_INT8, _UINT8) or output.tensor.Type() not in (_INT8, _UINT8):
+        return converter.quantize(converter.dequantize(value, source), output)
+    ratio = np.float64(source.qnn_params["scale"].value.numpy()) / np.float64(output.qnn_params["scale"].value.numpy())
+    whole = _real(converter, source, True)
+    return _requantize(converter, whole, np.atleast_1d(ratio), output, _limits(converter, output, 0), away=True)
+
+
+@handles("SOFTMAX")
+def _softmax(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import relax
+
+    source = converter.get_input_tensors(operator)[0]
+    output = converter.get_output_tensors(operator)[0]
+    beta = float(converter.options(operator, "SoftmaxOptions").Beta())
+    value = _real(converter, source, False)
+    if beta != 1.0:
+        value = relax.op.multiply(value, relax.const(beta, "float32"))
+    result = relax.op.nn.softmax(value, axis=-1)
+    return result if output.qnn_params is None else converter.quantize(result, output)
