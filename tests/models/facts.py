@@ -114,6 +114,8 @@ def next_tokens(models: Path, outputs: Rows) -> int:
 
 _PERSON, _CIFAR = "data_person_photos/photos_96.npz", "data_cifar_classes_photos/photos_32.npz"
 
+_HANDS = "hand_keypoint_mlp/features_and_reference.npz"
+
 FACTS: tuple[Fact, ...] = (
     Fact("squeezenet_fp32/squeezenet_fp32.onnx", photos_right, 30),
     Fact("mobilenet_v1_025_fp32/mobilenet_v1_0.25_224.tflite", photos_right, 28),

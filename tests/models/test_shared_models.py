@@ -118,19 +118,15 @@ def test_at_most_two_transposes_are_added(build, shared_models, case):
 
 def test_table(build, shared_models):
     """Print what each model costs: pytest -rP shows it."""
-    lines = [
-        f"{'model':62} {'error':>8} {'arena':>9} {'ratio':>6} {'T':>4} {'src':>4} {'kern':>5} {'steps':>5} {'s':>5}"
-    ]
+    row = "{:62} {:>8} {:>9} {:>6} {:>4} {:>4} {:>5} {:>5} {:>5}"
+    lines = [row.format("model", "error", "arena", "ratio", "T", "src", "kern", "steps", "s")]
     for case in CASES:
-        built = build(case)
-        model = ingot.load(built.path, threads=1)
-        outputs, want = run(model, case.inputs(shared_models, 0)), case.reference(shared_models, 0)
-        meta = built.metadata
-        lines.append(
-            f"{case.file:62} {max(error(g, w) for g, w in zip(outputs, want, strict=False)):8.1e}"
-            f" {meta['arena_bytes']:9} {built.ratio:6.3f} {built.transposes:4}"
-            f" {_source_transposes(shared_models, case.file):4} {meta['kernels']:5} {meta['steps']:5} {built.seconds:5.1f}"
-        )
+        built, meta = build(case), build(case).metadata
+        outputs = run(ingot.load(built.path, threads=1), case.inputs(shared_models, 0))
+        worst = max(error(g, w) for g, w in zip(outputs, case.reference(shared_models, 0), strict=False))
+        own = _source_transposes(shared_models, case.file)
+        counts = (built.transposes, own, meta["kernels"], meta["steps"], f"{built.seconds:.1f}")
+        lines.append(row.format(case.file, f"{worst:.1e}", meta["arena_bytes"], f"{built.ratio:.3f}", *counts))
     print("\n".join(lines))
     assert len(lines) == len(CASES) + 1
 

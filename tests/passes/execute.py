@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,44 +29,54 @@ def compile_state(imported, target: str = "native") -> State:
     return run(state)
 
 
-def execute(state: State, feeds: list[np.ndarray], folder: Path, pieces: int = 1) -> list[np.ndarray]:
-    """Run the program; every kernel's range is cut into `pieces`, in order, as threads would."""
-    program = state.program
-    assert program is not None
-    outputs = [
-        aligned(int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize) for s in state.imported.outputs
-    ]
-    arena, weights = aligned(program.arena_bytes), aligned(len(program.weights))
-    weights[:] = np.frombuffer(program.weights, np.uint8)
-    arena[:] = 0xAB  # whatever was there before must not matter
-    for out in outputs:
-        out[:] = 0xCD
-    inputs = [np.ascontiguousarray(f) for f in feeds]
+class Executable:
+    """A planned program on this machine: its kernels in a library, its steps called from here."""
 
-    def address(ref: BufferRef) -> int:
-        base = {
-            "input": lambda: inputs[ref.index],
-            "output": lambda: outputs[ref.index],
-            "arena": lambda: arena,
-            "weight": lambda: weights,
-        }
-        return int(base[ref.place]().ctypes.data) + ref.offset
+    def __init__(self, state: State, folder: Path) -> None:
+        assert state.program is not None
+        self.program, self.imported = state.program, state.imported
+        self.weights = aligned(len(self.program.weights))
+        self.weights[:] = np.frombuffer(self.program.weights, np.uint8)
+        self.library = None
+        if state.lowered.kernels:
+            code, _ = generate_object({k.symbol: k.function for k in state.lowered.kernels}, state.target)
+            # A folder of its own: the dynamic linker gives a known path the library it loaded there before.
+            place = Path(tempfile.mkdtemp(dir=folder))
+            (place / "k.o").write_bytes(code)
+            subprocess.run(["gcc", "-shared", "-o", str(place / "k.so"), str(place / "k.o"), "-lm"], check=True)
+            self.library = ctypes.CDLL(str(place / "k.so"))
 
-    library = None
-    if state.lowered.kernels:
-        code, _ = generate_object({k.symbol: k.function for k in state.lowered.kernels}, state.target)
-        # A folder of its own: the dynamic linker gives a known path the library it loaded there before.
-        place = Path(tempfile.mkdtemp(dir=folder))
-        (place / "k.o").write_bytes(code)
-        subprocess.run(["gcc", "-shared", "-o", str(place / "k.so"), str(place / "k.o"), "-lm"], check=True)
-        library = ctypes.CDLL(str(place / "k.so"))
-    for step in program.steps:
-        if isinstance(step, CopyStep):
-            ctypes.memmove(address(step.destination), address(step.source), step.bytes)
-            continue
-        function = getattr(library, step.kernel.symbol)
-        cuts = [step.kernel.extent * i // pieces for i in range(pieces + 1)]
-        for begin, end in pairwise(cuts):
-            if begin < end:
-                function(*[ctypes.c_void_p(address(a)) for a in step.args], begin, end)
-    return [o.view(s.dtype).reshape(s.shape) for o, s in zip(outputs, state.imported.outputs, strict=True)]
+    def run(self, feeds: Sequence[np.ndarray], pieces: int = 1) -> list[np.ndarray]:
+        """Run once; every kernel's range is cut into `pieces`, in order, as threads would."""
+        specs = self.imported.outputs
+        outputs = [aligned(int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize) for s in specs]
+        arena = aligned(self.program.arena_bytes)
+        arena[:] = 0xAB  # whatever was there before must not matter
+        for out in outputs:
+            out[:] = 0xCD
+        inputs = [np.ascontiguousarray(f) for f in feeds]
+
+        def address(ref: BufferRef) -> int:
+            base = {
+                "input": lambda: inputs[ref.index],
+                "output": lambda: outputs[ref.index],
+                "arena": lambda: arena,
+                "weight": lambda: self.weights,
+            }
+            return int(base[ref.place]().ctypes.data) + ref.offset
+
+        for step in self.program.steps:
+            if isinstance(step, CopyStep):
+                ctypes.memmove(address(step.destination), address(step.source), step.bytes)
+                continue
+            function = getattr(self.library, step.kernel.symbol)
+            cuts = [step.kernel.extent * i // pieces for i in range(pieces + 1)]
+            for begin, end in pairwise(cuts):
+                if begin < end:
+                    function(*[ctypes.c_void_p(address(a)) for a in step.args], begin, end)
+        return [o.view(s.dtype).reshape(s.shape) for o, s in zip(outputs, specs, strict=True)]
+
+
+def execute(state: State, feeds: Sequence[np.ndarray], folder: Path, pieces: int = 1) -> list[np.ndarray]:
+    """Compile the program's kernels and run it once."""
+    return Executable(state, folder).run(feeds, pieces)

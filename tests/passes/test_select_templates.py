@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
+from ingot.passes.constant_eval import _evaluate_with_tvm
 from ingot.passes.rewriter import bindings_of, op_name
 from passes.build import close, kernel_functions, normal, numbers, ops, relax_state, run_steps
 
@@ -168,3 +169,30 @@ def test_weights_used_twice_are_packed_once():
     assert len(same.weights) == 1
     functions = {str(b.value.args[0].name_hint) for b in bindings_of(same.module["main"]) if op_name(b.value)}
     assert len(functions) == 1, "equal layers must share one kernel"
+
+
+RESIZES = [
+    (method, coordinates, rounding)
+    for method, roundings in (("nearest_neighbor", ("", "floor", "ceil", "round_prefer_ceil")), ("linear", ("",)))
+    for coordinates in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_half_pixel_for_nn")
+    for rounding in roundings
+]
+
+
+@pytest.mark.parametrize("sizes", [((4, 6), (8, 12)), ((5, 7), (8, 3)), ((3, 3), (1, 7))], ids=str)
+@pytest.mark.parametrize(("method", "coordinates", "rounding"), RESIZES)
+def test_case_4_resize_is_what_tvm_computes(tmp_path, sizes, method, coordinates, rounding):
+    (h, w), out = sizes
+    if coordinates == "align_corners" and 1 in out:
+        out = (2, 7)  # TVM divides by the output's size less one
+
+    def body(e, x):
+        options = {"coordinate_transformation_mode": coordinates, "rounding_method": rounding}
+        return [e(op.image.resize2d(x, out, layout="NHWC", method=method, **options))]
+
+    state = selected({"x": (1, h, w, 5)}, {}, body)
+    assert ops(state) == ["call_tir"]
+    x = normal((1, h, w, 5))
+    plain = relax_state({"x": (1, h, w, 5)}, {}, body)
+    call = bindings_of(plain.module["main"])[0].value
+    close(numbers(state, [x], tmp_path, "fuse")[0], _evaluate_with_tvm(call, [x]), 1e-4)

@@ -136,6 +136,7 @@ def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: A
     if str(attrs.layout) != "NHWC":
         return None
     batch, height, width, channels = shape_of(args[0])
+    coordinates = str(attrs.coordinate_transformation_mode)
     workload = resize.ResizeWorkload(
         batch,
         height,
@@ -144,8 +145,9 @@ def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: A
         out_height=shape_of(call)[1],
         out_width=shape_of(call)[2],
         method=str(attrs.method),
-        coordinates=str(attrs.coordinate_transformation_mode),
-        rounding=str(attrs.rounding_method) or "round",
+        coordinates=coordinates,
+        # No name means TVM's default.
+        rounding=str(attrs.rounding_method) or ("round" if coordinates == "align_corners" else "floor"),
         dtype=dtype_of(call),
     )
     if not workload.supported or dtype_of(args[0]) != dtype_of(call):
