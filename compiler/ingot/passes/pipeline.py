@@ -13,6 +13,8 @@ from ingot.passes.invariants import INVARIANTS, check
 from ingot.passes.layout import nhwc_layout
 from ingot.passes.lower import lower
 from ingot.passes.plan_memory import plan_memory
+from ingot.passes.recognise import recognise
+from ingot.passes.select_rows import select_rows
 from ingot.passes.select_templates import select_templates
 from ingot.passes.simplify import simplify
 from ingot.passes.state import Pass, State
@@ -36,7 +38,9 @@ PIPELINE: tuple[Pass, ...] = (
     ),
     Pass("clean_layout", simplify, requires=("nhwc",), ensures=("no_identities",)),
     Pass("fold_layout", fold_constants, requires=("no_identities",), ensures=("constants_folded",)),
+    Pass("recognise", recognise, requires=("nhwc", "constants_folded")),
     Pass("select_templates", select_templates, requires=("nhwc", "constants_folded"), ensures=("packed_weights",)),
+    Pass("select_rows", select_rows, requires=("nhwc", "constants_folded")),
     Pass("fuse", fuse, requires=("packed_weights",), ensures=("only_kernels",)),
     Pass("lower", lower, requires=("only_kernels",), ensures=("defined_before_use", "all_outputs_written")),
     Pass("plan_memory", plan_memory, requires=("defined_before_use", "all_outputs_written"), ensures=("no_overlap",)),

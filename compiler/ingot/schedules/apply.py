@@ -9,7 +9,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from ingot.errors import CompilerError
-from ingot.schedules import conv2d, depthwise, generic
+from ingot.schedules import conv2d, depthwise, generic, rows
 from ingot.target import Target
 
 
@@ -29,6 +29,7 @@ class Template:
 TEMPLATES: dict[str, Template] = {
     "conv2d": Template(conv2d.TileConfig, conv2d.schedule, conv2d.finish),
     "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule, depthwise.finish),
+    "rows": Template(rows.RowsConfig, rows.schedule, lambda function, *_: function),
 }
 
 
@@ -42,7 +43,8 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
     anchor = _find_anchor(sch)
     keep: set[str] = set()
     if anchor is not None:
-        keep = {str(sch.get(anchor).name_hint), "padded"}
+        names = [str(sch.get(block).name_hint) for block in sch.get_child_blocks(sch.get_sblock("root"))]
+        keep = {str(sch.get(anchor).name_hint), "padded", *(n for n in names if n.startswith(rows.STAGE))}
     generic.inline_producers(sch, keep)
     finish = _schedule_anchor(sch, anchor, target) if anchor is not None else None
     for block in sch.get_child_blocks(sch.get_sblock("root")):

@@ -1,0 +1,212 @@
+"""Softmax, layer norm and RMS norm over the last axis: one kernel, a row at a time, nothing of it in the arena.
+
+Every stage of a row (its maximum, its exponentials, their sum, ...) is computed while the row lies in the first-level
+cache. A reduction along the row keeps one partial result per vector lane, in up to four registers, and adds the lanes
+as a tree at the end; the last `length % lanes` elements join one by one. So float sums are made in another order than
+the definition's, which is as exact or better.
+
+Layer norm takes the mean first and then the mean of (x - mean)^2: the one-pass E[x^2] - E[x]^2 cancels where the mean
+is large against the deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+
+from ingot.schedules.vector import annotate_block, lanes_for, registers
+from ingot.target import Target
+
+#: Blocks whose name begins so are stages of a row, computed inside the row's loop.
+STAGE = "row_"
+#: A row of exponentials up to this length lives on the stack; those of a longer row are computed twice.
+MAX_STACK_ROW = 4096
+
+Expr = Any  # TVM ships no types; a TE expression
+Combine = Callable[[Expr, Expr], Expr]
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """`lanes` partial results of one register, `vectors` registers of them; lanes = 1 means no vector fits the row."""
+
+    lanes: int
+    vectors: int
+
+
+def default_config(length: int, dtype: str, target: Target) -> RowsConfig:
+    """Return as many partial results as hide the latency of an addition, and divide the row's whole vectors."""
+    lanes = min(registers(target).lanes, lanes_for(target, dtype, 1 << 30))
+    while lanes > length:
+        lanes //= 2
+    if lanes < 4:
+        return RowsConfig(1, 1)
+    whole = length // lanes
+    return RowsConfig(lanes, max(v for v in (1, 2, 4) if whole % v == 0 and (v == 1 or whole >= 2 * v)))
+
+
+def _tree(values: Sequence[Expr], combine: Combine) -> Expr:
+    """Combine the values in pairs, half with half, as a vector's halves are added."""
+    items = list(values)
+    while len(items) > 1:
+        half = (len(items) + 1) // 2
+        items = [combine(items[i], items[i + half]) if i + half < len(items) else items[i] for i in range(half)]
+    return items[0]
+
+
+class _Row:
+    """Builds the stages of one row: tensors of shape (*rows, ...) named `row_...`."""
+
+    def __init__(self, rows: tuple[int, ...], length: int, config: RowsConfig) -> None:
+        self.rows, self.length, self.config = rows, length, config
+
+    def reduce(
+        self,
+        name: str,
+        value: Callable[..., Expr],
+        reducer: Callable[..., Expr],
+        combine: Combine,
+        finish: Callable[[Expr], Expr] = lambda total: total,
+        attrs: dict[str, str] | None = None,
+    ) -> Any:  # noqa: ANN401 - a TE tensor of shape rows
+        """Return finish(reduction of value(*row, i) over i); value takes the row's indices and the element's."""
+        lanes, vectors, length = self.config.lanes, self.config.vectors, self.length
+        step = lanes * vectors
+        whole = length // step * step if lanes > 1 else 0
+        parts: Any = None
+        if whole:
+            k = te.reduce_axis((0, whole // step), f"k_{name}")
+            parts = te.compute(
+                (*self.rows, step),
+                lambda *i: reducer(value(*i[:-1], k * step + i[-1]), axis=[k]),
+                name=f"{STAGE}{name}_lanes",
+            )
+        if vectors > 1 and whole:
+            wide = parts
+            parts = te.compute(
+                (*self.rows, lanes),
+                lambda *i: _tree([wide(*i[:-1], i[-1] + v * lanes) for v in range(vectors)], combine),
+                name=f"{STAGE}{name}_register",
+            )
+
+        def total(*row: Expr) -> Expr:
+            pieces = [_tree([parts(*row, lane) for lane in range(lanes)], combine)] if whole else []
+            tail = [value(*row, tirx.IntImm("int64", i)) for i in range(whole, length)]
+            return finish(_tree([*pieces, _tree(tail, combine)] if tail else pieces, combine))
+
+        shape = self.rows or (1,)
+        body = total if self.rows else (lambda _: total())
+        return te.compute(shape, body, name=f"{STAGE}{name}", attrs=attrs or {})
+
+
+def _at(tensor: Any, row: tuple[Expr, ...]) -> Expr:  # noqa: ANN401
+    """Return the row's element of a tensor that `_Row.reduce` made."""
+    return tensor(*row) if row else tensor[0]
+
+
+def _add(a: Expr, b: Expr) -> Expr:
+    return a + b
+
+
+def compute_softmax(shape: tuple[int, ...], dtype: str, config: RowsConfig, *, logarithm: bool = False) -> list[Any]:
+    """Return the TE tensors [data, output] of softmax over the last axis, or of its logarithm."""
+    *rows, length = shape
+    row = _Row(tuple(rows), length, config)
+    data = te.placeholder(shape, dtype, name="data")
+    top = row.reduce("max", lambda *i: data(*i), te.max, lambda a, b: tirx.max(a, b))
+
+    def power(*i: Expr) -> Expr:
+        return te.exp(data(*i) - _at(top, i[:-1]))
+
+    anchor = annotate_block("softmax", "rows", config)
+    if logarithm:
+        shift = row.reduce("sum", power, te.sum, _add, lambda s: te.log(s), anchor)
+        out = te.compute(shape, lambda *i: data(*i) - _at(top, i[:-1]) - _at(shift, i[:-1]), name="softmax")
+        return [data, out]
+    powers: Any = te.compute(shape, power, name=f"{STAGE}exp") if length <= MAX_STACK_ROW else power
+    scale = row.reduce("sum", lambda *i: powers(*i), te.sum, _add, lambda s: tirx.const(1, dtype) / s, anchor)
+    return [data, te.compute(shape, lambda *i: powers(*i) * _at(scale, i[:-1]), name="softmax")]
+
+
+def compute_layer_norm(shape: tuple[int, ...], dtype: str, epsilon: float, config: RowsConfig) -> list[Any]:
+    """Return the TE tensors [data, gamma, beta, output] of layer norm over the last axis."""
+    *rows, length = shape
+    row = _Row(tuple(rows), length, config)
+    data = te.placeholder(shape, dtype, name="data")
+    gamma = te.placeholder((length,), dtype, name="gamma")
+    beta = te.placeholder((length,), dtype, name="beta")
+    over = tirx.const(1.0 / length, dtype)
+    mean = row.reduce("mean", lambda *i: data(*i), te.sum, _add, lambda s: s * over)
+
+    def squared(*i: Expr) -> Expr:
+        centred = data(*i) - _at(mean, i[:-1])
+        return centred * centred
+
+    anchor = annotate_block("layer_norm", "rows", config)
+    scale = row.reduce("scale", squared, te.sum, _add, lambda s: _inverse_root(s * over, epsilon, dtype), anchor)
+    out = te.compute(
+        shape,
+        lambda *i: (data(*i) - _at(mean, i[:-1])) * _at(scale, i[:-1]) * gamma[i[-1]] + beta[i[-1]],
+        name="layer_norm",
+    )
+    return [data, gamma, beta, out]
+
+
+def compute_rms_norm(shape: tuple[int, ...], dtype: str, epsilon: float, config: RowsConfig) -> list[Any]:
+    """Return the TE tensors [data, weight, output] of RMS norm over the last axis."""
+    *rows, length = shape
+    row = _Row(tuple(rows), length, config)
+    data = te.placeholder(shape, dtype, name="data")
+    weight = te.placeholder((length,), dtype, name="weight")
+    over = tirx.const(1.0 / length, dtype)
+    anchor = annotate_block("rms_norm", "rows", config)
+    scale = row.reduce(
+        "scale", lambda *i: data(*i) * data(*i), te.sum, _add, lambda s: _inverse_root(s * over, epsilon, dtype), anchor
+    )
+    out = te.compute(shape, lambda *i: data(*i) * _at(scale, i[:-1]) * weight[i[-1]], name="rms_norm")
+    return [data, weight, out]
+
+
+def _inverse_root(value: Expr, epsilon: float, dtype: str) -> Expr:
+    return tirx.const(1, dtype) / te.sqrt(value + tirx.const(epsilon, dtype))
+
+
+def schedule(sch: Any, anchor: Any, output: Any, config: RowsConfig, target: Target) -> None:  # noqa: ANN401
+    """Schedule every stage below the loop over rows of `output`; `anchor` is the row's last reduction."""
+    del anchor  # a stage like the others
+    *rows, last = sch.get_loops(output)
+    task = sch.fuse(*rows) if rows else sch.add_unit_loop(last)
+    stages = [
+        block
+        for block in sch.get_child_blocks(sch.get_sblock("root"))
+        if str(sch.get(block).name_hint).startswith(STAGE)
+    ]
+    for block in reversed(stages):
+        sch.compute_at(block, task, preserve_unit_loops=True)
+    sch.parallel(task)
+    for block in stages:
+        inner = sch.get_loops(block)[1:]
+        name = str(sch.get(block).name_hint)
+        if name.endswith("_lanes"):
+            *_, lane, k = inner
+            outer, lane = sch.split(lane, [config.vectors, config.lanes])
+            sch.reorder(k, outer, lane)
+            sch.unroll(outer)
+            sch.vectorize(lane)
+            sch.decompose_reduction(block, k)
+        elif name.endswith("_register"):
+            sch.vectorize(inner[-1])
+        elif not name.endswith(("_max", "_sum", "_mean", "_scale")):
+            _vectorize(sch, inner[-1], config)
+    _vectorize(sch, sch.get_loops(output)[-1], config)
+
+
+def _vectorize(sch: Any, loop: Any, config: RowsConfig) -> None:  # noqa: ANN401
+    """Vectorise a loop along the row; LLVM does it, with a tail, where vectors do not divide the row."""
+    extent = int(sch.get(loop).extent)
+    if config.lanes > 1 and extent % config.lanes == 0:
+        _, lane = sch.split(loop, [None, config.lanes])
+        sch.vectorize(lane)
