@@ -15,7 +15,7 @@ Array = Any  # numpy arrays of any rank; their shapes change under one name here
 _LINEAR = frozenset({"relax.nn.conv1d", "relax.nn.conv2d", "relax.matmul"})
 
 
-def _channel_axis(call: Any) -> int:  # noqa: ANN401
+def channel_axis(call: Any) -> int:  # noqa: ANN401
     """Return the output dimension that counts output channels."""
     if op_name(call) == "relax.matmul":
         return len(shape_of(call)) - 1
@@ -24,7 +24,7 @@ def _channel_axis(call: Any) -> int:  # noqa: ANN401
 
 def _per_channel(value: Array, call: Any) -> Array | None:  # noqa: ANN401
     """Return `value` as a vector over the output channels of `call`, or None if it varies along another dimension."""
-    shape, axis = shape_of(call), _channel_axis(call)
+    shape, axis = shape_of(call), channel_axis(call)
     if value.ndim > len(shape):
         return None
     full: Array = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
@@ -64,7 +64,7 @@ def fold_batch_norm(state: State) -> State:
     Case 1: multiply(linear(x, W), s) with s constant per output channel is linear(x, W * s).
     Case 2: multiply(add(linear(x, W), b), s) is add(linear(x, W * s), b * s).
     Case 3: add(add(y, b), c) with b and c constant is add(y, b + c).
-    Only where the inner value has no other reader. The products are rounded once, from float64.
+    Only where the inner value has no other reader, and not for layers that read a dequantize. The products are rounded once, from float64.
     """
     uses = uses_of(state.module["main"])
     single: set[Any] = set()
@@ -73,6 +73,8 @@ def fold_batch_norm(state: State) -> State:
         """Cases 1 and 2: return the call with a scaled weight, or None."""
         if op_name(linear) not in _LINEAR:
             return None
+        if op_name(rewriter.value_of(linear.args[0])) == "relax.dequantize":
+            return None  # a quantised layer sums whole numbers; its scale stays outside
         weight, vector = rewriter.weight(linear.args[1]), _per_channel(scale, linear)
         if weight is None or vector is None or weight.dtype.kind != "f":
             return None

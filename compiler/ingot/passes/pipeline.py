@@ -18,6 +18,7 @@ from ingot.passes.select_rows import select_rows
 from ingot.passes.select_templates import select_templates
 from ingot.passes.simplify import simplify
 from ingot.passes.state import Pass, State
+from ingot.passes.whole_numbers import whole_numbers
 
 #: What the frontend promises.
 IMPORTED = ("normal_form", "interface_kept")
@@ -27,6 +28,7 @@ LAYOUT_BREAKS = ("no_identities", "constants_folded")
 
 PIPELINE: tuple[Pass, ...] = (
     Pass("simplify", simplify, requires=IMPORTED, ensures=("no_identities",)),
+    Pass("whole_numbers", whole_numbers, requires=("no_identities",)),
     Pass("fold_constants", fold_constants, requires=("no_identities",), ensures=("constants_folded",)),
     Pass("fold_batch_norm", fold_batch_norm, requires=("constants_folded",)),
     Pass(

@@ -8,7 +8,8 @@ from tvm import relax, te, topi
 
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
-from ingot.schedules import conv2d, depthwise, resize
+from ingot.schedules import conv2d, conv2d_int8, depthwise, resize
+from ingot.schedules.microkernels import dot4_of
 from ingot.schedules.padding import Dequantize
 from ingot.target import Target
 
@@ -21,6 +22,7 @@ def select_templates(state: State) -> State:
     """Turn the operators that have a template into PrimFuncs with packed constant weights.
 
     Case 1: conv2d (NHWC, OHWI, one group, constant weights): `schedules.conv2d`.
+            Of whole numbers, on a target with a dot product instruction: `schedules.conv2d_int8`.
     Case 2: depthwise conv2d (groups = channels = outputs): `schedules.depthwise`.
     Case 3: matmul with a constant 2-D right-hand side: `schedules.conv2d` as a 1x1 convolution.
     In cases 1 to 3 a dequantize before it joins the kernel: what lies in memory stays 8 bits wide.
@@ -95,6 +97,14 @@ def _conv2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> t
         return None, count
     base = str(getattr(args[1], "name", "weight"))
     data, convert = _stored(rewriter, args[0])
+    dot = dot4_of(target)
+    if groups == 1 and dot is not None and convert is not None and convert.scale == 1.0 and conv2d_int8.is_whole(weight):
+        workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
+        config = conv2d_int8.default_config(workload, target)
+        packed = rewriter.add_weight(f"{base}_packed", conv2d_int8.pack_weight(weight, config.block))
+        constant = rewriter.add_weight(f"{base}_correction", conv2d_int8.correction(weight, convert, dot))
+        tensors = conv2d_int8.compute(workload, config, convert, dot)
+        return _call(rewriter, "conv2d_int8", tensors, [data, packed, constant], call.ty), count
     if groups == 1:
         workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
         config = conv2d.default_config(workload, target)

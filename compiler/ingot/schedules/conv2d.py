@@ -252,11 +252,19 @@ def compute_matmul(workload: MatmulWorkload, config: TileConfig, convert: Dequan
     return [data, weight, out]
 
 
-def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Target) -> None:  # noqa: ANN401
+def schedule(
+    sch: Any,  # noqa: ANN401
+    anchor: Any,  # noqa: ANN401
+    output: Any,  # noqa: ANN401
+    config: TileConfig,
+    target: Target,
+    instruction: str | None = None,
+) -> None:
     """Schedule the tile: `anchor` is the reduction block, `output` the block that stores the result.
 
     Everything between them has been inlined into `output`; a padded copy of the input, if there is one, stays a loop
-    nest of its own.
+    nest of its own. With `instruction`, the name of a tensor intrinsic, the lanes of a register and the last reduction
+    axis become one instruction; without, the lanes are a vector FMA.
     """
     lanes = registers(target).lanes
     *lead, x, c = sch.get_loops(output)
@@ -286,15 +294,20 @@ def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Tar
     tile, reduction = below[: len(below) - n_reduce], below[len(below) - n_reduce :]
     *positions, channel = tile
     w_registers, w_lanes = sch.split(channel, [None, lanes])
+    within = [reduction.pop()] if instruction is not None else []
     rc_outer, rc_inner = sch.split(reduction[-1], [None, config.unroll])
-    sch.reorder(*reduction[:-1], rc_outer, rc_inner, *positions, w_registers, w_lanes)
+    sch.reorder(*reduction[:-1], rc_outer, rc_inner, *positions, w_registers, w_lanes, *within)
     sch.parallel(task)
     sch.set_scope(anchor, 0, "global")
-    sch.vectorize(w_lanes)
     for loop in (*positions, w_registers, rc_inner):
         sch.unroll(loop)
-    sch.decompose_reduction(anchor, reduction[0] if len(reduction) > 1 else rc_outer)
+    if instruction is None:
+        sch.vectorize(w_lanes)
+    init = sch.decompose_reduction(anchor, reduction[0] if len(reduction) > 1 else rc_outer)
     copy_patch(sch, task, target)
+    if instruction is not None:
+        sch.vectorize(sch.get_loops(init)[-1])
+        sch.tensorize(w_lanes, instruction)
 
 
 def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any:  # noqa: ANN401
