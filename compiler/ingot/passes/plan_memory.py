@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ingot.passes.grain import grain
 from ingot.passes.lower import Call, Copy, Lowered, Value
 from ingot.passes.state import State
 from ingot.program import BufferRef, CopyStep, Kernel, Param, Program, Step
@@ -159,6 +160,7 @@ def plan_memory(state: State) -> State:
             raw.symbol,
             tuple(Param(dtype, readonly) for dtype, readonly in zip(raw.dtypes, raw.readonly, strict=True)),
             raw.extent,
+            grain(raw.function, raw.extent, state.target),
         )
         for raw in lowered.kernels
     }
