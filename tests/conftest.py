@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code does now")
 
 
+def pytest_configure() -> None:
+    """Make the run independent of the terminal: xdist workers are told a width of 80 columns."""
+    os.environ.pop("COLUMNS", None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run fast tests first: a broken build shows in seconds, not after the emulator's minutes."""
     items.sort(
