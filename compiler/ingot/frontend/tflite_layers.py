@@ -101,17 +101,22 @@ def _requantize(
 
     if not np.all(np.isfinite(ratio)) or np.any(ratio < 0):
         raise UnsupportedError("a layer's scales are not usable", found=str(ratio[:4]), allowed="positive numbers")
-    shift = np.clip(-np.frexp(ratio)[1], 0, 31).astype(np.int32)
-    factor = (ratio * np.exp2(shift.astype(np.float64))).astype(np.float32)
+    fraction, exponent = np.frexp(ratio)
+    multiplier = np.rint(fraction * np.exp2(31)).astype(np.int64)
+    exponent = exponent + (multiplier == 1 << 31)
+    multiplier = np.where(multiplier == 1 << 31, 1 << 30, multiplier)
+    shift = np.clip(-exponent, 0, 31).astype(np.int32)
 
     def constant(array: np.ndarray, dtype: str) -> Expr:
         same = array.size == 1 or bool(np.all(array == array[0]))
-        return converter.exp_tab.new_const(array[0] if same else array, dtype=dtype, source_name=b"requantize")
+        value = np.asarray(array[0] if same else array).astype(dtype)
+        return converter.exp_tab.new_const(value, dtype=dtype, source_name=b"requantize")
 
-    scaled = relax.op.multiply(sums, constant(factor, "float32"))
-    negative = relax.op.less(scaled, relax.const(0.0, "float32"))
-    half = relax.op.where(negative, relax.const(-0.5, "float32"), relax.const(0.5, "float32"))
-    whole = converter.bb.emit(relax.op.astype(relax.op.add(scaled, half), "int32"))
+    # Multiplied by the 31-bit fraction in 64 bits and rounded, halves upward; a ratio of 1 or more shifts left first.
+    factor = multiplier << np.clip(exponent, 0, 31).astype(np.int64)
+    product = relax.op.multiply(relax.op.astype(relax.op.astype(sums, "int32"), "int64"), constant(factor, "int64"))
+    rounded = relax.op.add(product, relax.const(1 << 30, "int64"))
+    whole = converter.bb.emit(relax.op.astype(relax.op.right_shift(rounded, relax.const(31, "int64")), "int32"))
     if np.any(shift > 0):
         middle: Expr = constant(np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0).astype(np.int32), "int32")
         if away:
