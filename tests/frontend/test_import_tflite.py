@@ -236,6 +236,19 @@ def test_hybrid_layers_are_said_to_be_float(write: Write, run_imported: Build) -
     np.testing.assert_allclose(run_imported(imported)(x)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_scale_without_zero_point_and_a_scale_on_floats(write: Write, run_imported: Build) -> None:
+    tensors = [
+        Tensor("x", (4,), "int8", scale=(0.5,), zero_point=None),
+        Tensor("y", (4,), scale=(0.25,), zero_point=(3,)),
+        Tensor("z", (4,)),
+    ]
+    ops = [Op("DEQUANTIZE", (0,), (1,)), Op("NEG", (1,), (2,))]
+    imported = import_model(write(tflite_of(tensors, ops, [0], [2]), "net.tflite"))
+    assert imported.inputs[0].quantization == Quantization((0.5,), (0,), 0)
+    x = np.array([-128, -1, 0, 127], np.int8)
+    np.testing.assert_array_equal(run_imported(imported)(x)[0], -0.5 * x.astype(np.float32))
+
+
 def test_a_fixed_batch_cannot_change(write: Write) -> None:
     tensors = [Tensor("x", (2, 2)), Tensor("y", (2, 2))]
     path = write(tflite_of(tensors, [Op("ABS", (0,), (1,))], [0], [1]), "net.tflite")

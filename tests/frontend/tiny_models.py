@@ -52,7 +52,7 @@ class Tensor:
     dtype: str = "float32"
     data: np.ndarray | None = None
     scale: tuple[float, ...] = ()
-    zero_point: tuple[int, ...] = ()
+    zero_point: tuple[int, ...] | None = ()  # () stands for zeros, None for no such field
     axis: int = 0
     signature: tuple[int, ...] | None = None
     variable: bool = False
@@ -95,10 +95,13 @@ def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
     quantization = None
     if tensor.scale:
         scales = _vector(builder, tensor.scale, "PrependFloat32", 4)  # type: ignore[arg-type]
-        zeros = _vector(builder, tensor.zero_point or (0,) * len(tensor.scale), "PrependInt64", 8)
+        zeros = None
+        if tensor.zero_point is not None:
+            zeros = _vector(builder, tensor.zero_point or (0,) * len(tensor.scale), "PrependInt64", 8)
         tflite.QuantizationParametersStart(builder)
         tflite.QuantizationParametersAddScale(builder, scales)
-        tflite.QuantizationParametersAddZeroPoint(builder, zeros)
+        if zeros is not None:
+            tflite.QuantizationParametersAddZeroPoint(builder, zeros)
         tflite.QuantizationParametersAddQuantizedDimension(builder, tensor.axis)
         quantization = tflite.QuantizationParametersEnd(builder)
     tflite.TensorStart(builder)

@@ -227,9 +227,11 @@ def _fuzz(data: bytes, path: Path, rounds: int, seed: int) -> tuple[int, int]:
             import_model(path)
             passed += 1
         except IngotError as error:
-            assert not isinstance(error, AssertionError) and error.exit_code == 2, error
+            assert error.exit_code == 2, error
+            # Anything else was caught by its type, with a message of its own.
+            assert "cannot be imported" not in str(error), error
             refused += 1
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30  # the first import also loads TVM
     return refused, passed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from ingot.errors import IngotError, ModelError
 from ingot.frontend.interface import Imported, Quantization, TensorSpec
 
 
@@ -19,12 +20,21 @@ def import_model(path: str | os.PathLike[str], shape: Mapping[str, Sequence[int]
 
     source = read_source(path)
     if source.format == "tflite":
-        from ingot.frontend.tflite_import import import_tflite
-
-        return import_tflite(source, shape)
-    from ingot.frontend.onnx_import import import_onnx
-
-    return import_onnx(source, shape)
+        from ingot.frontend.tflite_import import import_tflite as import_source
+    else:
+        from ingot.frontend.onnx_import import import_onnx as import_source
+    try:
+        return import_source(source, shape)
+    except IngotError:
+        raise
+    except Exception as error:
+        # The libraries that read models raise anything on hostile files: the user gets one sentence all the same.
+        raise ModelError(
+            "the model cannot be imported",
+            where=str(source.path),
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            hint="the file is damaged; if other tools do load it, please report it",
+        ) from error
 
 
 __all__ = ["Imported", "Quantization", "TensorSpec", "import_model"]

@@ -59,6 +59,7 @@ def read_onnx(source: Source) -> OnnxModel:
             allowed="an ONNX ModelProto",
             hint="fetch or export the file again",
         ) from None
+    _check_text(proto)
     opset = _check_versions(proto)
     initializers = _take_initializers(proto, source, raw)
     proto = _inline_functions(proto, opset)
@@ -70,6 +71,19 @@ def read_onnx(source: Source) -> OnnxModel:
 def _decode_errors() -> tuple[type[Exception], ...]:
     # By name, as protobuf has no type information of its own.
     return (importlib.import_module("google.protobuf.message").DecodeError, RecursionError)
+
+
+def _check_text(proto: onnx.ModelProto) -> None:
+    """Refuse names that are not UTF-8: protobuf hands them out as bytes, which no later step expects."""
+    texts = [value.name for value in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer)]
+    texts += [entry.domain for entry in proto.opset_import]
+    for graph in (proto.graph, *proto.functions):
+        for _, node in all_nodes(graph):
+            texts += (node.op_type, node.domain, node.name, *node.input, *node.output)
+            texts += (attribute.name for attribute in node.attribute)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ModelError("a name is not UTF-8", found=repr(text)[:80], hint="the file is damaged")
 
 
 def _check_versions(proto: onnx.ModelProto) -> int:
@@ -139,7 +153,7 @@ def _take_initializers(proto: onnx.ModelProto, source: Source, raw: dict[str, Ra
     return arrays
 
 
-def all_nodes(graph: onnx.GraphProto) -> Iterator[tuple[int, onnx.NodeProto]]:
+def all_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[tuple[int, onnx.NodeProto]]:
     """Every node of a graph and of the graphs inside it, with its place in its own graph."""
     for index, node in enumerate(graph.node):
         yield index, node

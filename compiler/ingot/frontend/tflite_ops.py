@@ -93,6 +93,27 @@ def _converter_class() -> type:
         def bind(self, index: int, value: Expr) -> None:
             self.values[index] = value
 
+        def get_tensors(self, tensors_idx_list: Value) -> list[Wrapper]:
+            indices = self._indices_or_empty(tensors_idx_list)
+            return [self._wrapper(int(index)) for index in indices]
+
+        def _wrapper(self, index: int) -> Wrapper:
+            if index < 0:
+                return tvm_tflite.TensorWrapper(index, 0, 0)
+            tensor = self.subgraph.Tensors(index)
+            quantization = tensor.Quantization()
+            parameters = None
+            # A scale on a float tensor is a leftover of training.
+            if quantization is not None and quantization.ScaleLength() and tensor.Type() not in _FLOATS:
+                scales = np.asarray(quantization.ScaleAsNumpy(), dtype=np.float32)
+                zero = int(quantization.ZeroPoint(0)) if quantization.ZeroPointLength() else 0
+                parameters = {
+                    "scale": relax.const(scales if scales.size > 1 else scales[0], "float32"),
+                    "zero_point": relax.const(zero, "int32"),
+                    "axis": int(quantization.QuantizedDimension()) if scales.size > 1 else 0,
+                }
+            return tvm_tflite.TensorWrapper(index, tensor, self.model.Buffers(tensor.Buffer()), parameters)
+
         def tensor(self, index: int) -> Expr:
             """Relax expression of tensor `index`, whether computed or constant."""
             return self.get_tensor_expr(self.get_tensors([index])[0])

@@ -122,7 +122,8 @@ def _check_tensors(model: tflite.Model, graph: tflite.SubGraph) -> None:
     buffers = model.BuffersLength()
     for index in range(graph.TensorsLength()):
         tensor = graph.Tensors(index)
-        where = f"tensor {index} {tensor_name(graph, index)!r}"
+        name = tensor_name(graph, index)
+        where = f"tensor {index} {name if len(name) <= 80 else name[:77] + '...'!r}"
         if not 0 <= tensor.Buffer() < max(buffers, 1):
             raise ModelError("a tensor's buffer does not exist", where=where, found=str(tensor.Buffer()))
         dims = tuple(int(tensor.Shape(axis)) for axis in range(tensor.ShapeLength()))
@@ -159,6 +160,9 @@ def _check_quantization(tensor: tflite.Tensor, dims: tuple[int, ...], where: str
     if zeros not in (0, 1, len(scales)):
         found = f"{len(scales)} scales, {zeros} zero points"
         raise ModelError("quantisation scales and zero points do not fit together", where=where, found=found)
+    if len(scales) > 1 and any(quantization.ZeroPoint(index) for index in range(zeros)):
+        found = "a zero point that is not 0"
+        raise UnsupportedError("per-axis quantisation must be symmetric", where=where, found=found, allowed="0")
     axis = quantization.QuantizedDimension()
     if len(scales) > 1 and (not 0 <= axis < len(dims) or dims[axis] != len(scales)):
         found = f"{len(scales)} scales along axis {axis} of {list(dims)}"
