@@ -82,6 +82,20 @@ def qemu() -> Callable[[str], list[str]]:
 
 
 @pytest.fixture(scope="session")
+def fuzz() -> Callable[[int, int], tuple[int, int]]:
+    """A function `fuzz(rounds, seed)` that gives the rounds and the seed a test of random damage uses.
+
+    They are its own, so that every run of the suite is the same, unless scripts/fuzz asks for more rounds and for
+    another seed by INGOT_FUZZ_ROUNDS and INGOT_FUZZ_SEED.
+    """
+
+    def choose(rounds: int, seed: int) -> tuple[int, int]:
+        return int(os.environ.get("INGOT_FUZZ_ROUNDS", rounds)), int(os.environ.get("INGOT_FUZZ_SEED", seed))
+
+    return choose
+
+
+@pytest.fixture(scope="session")
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether --update-golden was given: tests then rewrite their golden files instead of comparing."""
     return bool(request.config.getoption("--update-golden"))

@@ -315,27 +315,31 @@ def flipped(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_random_damage_is_survived(tmp_path: Path) -> None:
-    data, rng = library(), random.Random(20)
+def test_random_damage_is_survived(tmp_path: Path, fuzz: Callable[[int, int], tuple[int, int]]) -> None:
+    rounds, seed = fuzz(250, 20)
+    data, rng = library(), random.Random(seed)
     x, k = np.ones((97, 33), np.float32), np.zeros(3, np.int64)
     paths, seen = [], {}
-    for i in range(250):
+    for i in range(rounds):
         content, what = flipped(data, rng)
         paths.append(write(tmp_path / f"{i}.so", content))
         found = outcome(paths[-1], x, k)
         assert found in ("runs", "refused"), what
         seen[found] = seen.get(found, 0) + 1
-    assert seen["refused"] > 100
-    assert seen["runs"] > 10  # some bytes mean nothing: the loader is not simply refusing all
+    assert seen["refused"] > rounds * 0.4
+    assert seen["runs"] > rounds * 0.04  # some bytes mean nothing: the loader is not simply refusing all
     for status, message in open_all(*paths):
         assert status in ("0", LOAD, ABI, CPU), message
 
 
 @pytest.mark.parametrize("target", ["raspberry-pi-4-32bit", "raspberry-pi-4", "visionfive-2"])
-def test_random_damage_of_files_for_other_machines(tmp_path: Path, target: str) -> None:
-    data, rng = library(target), random.Random(3)
+def test_random_damage_of_files_for_other_machines(
+    tmp_path: Path, target: str, fuzz: Callable[[int, int], tuple[int, int]]
+) -> None:
+    rounds, seed = fuzz(300, 3)
+    data, rng = library(target), random.Random(seed)
     refused = 0
-    for i in range(300):
+    for i in range(rounds):
         changed = bytearray(data)
         for _ in range(rng.choice((1, 4, 40))):
             changed[rng.choice((rng.randrange(400), rng.randrange(len(data) - 3000, len(data))))] = rng.randrange(256)
@@ -346,7 +350,7 @@ def test_random_damage_of_files_for_other_machines(tmp_path: Path, target: str) 
             assert len(str(error).splitlines()) <= 5
             refused += 1
         check(path)
-    assert refused > 100
+    assert refused > rounds / 3
 
 
 def segment(data: bytes, kind: int) -> int:
