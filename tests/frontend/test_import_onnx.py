@@ -181,6 +181,12 @@ def test_indices_never_reach_outside(write: Write, run_imported: Build, op: str,
         np.testing.assert_array_equal(found, np.where(np.arange(5) == wanted, 9, x))
 
 
+def test_an_output_without_a_declared_shape_is_inferred(write: Write) -> None:
+    model = small_onnx()
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    assert import_model(write(model)).outputs[0].shape == (1, 5)
+
+
 def test_external_data_is_mapped(tmp_path: Path, run_imported: Build) -> None:
     model = small_onnx()
     path = tmp_path / "model.onnx"

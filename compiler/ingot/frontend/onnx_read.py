@@ -64,7 +64,8 @@ def read_onnx(source: Source) -> OnnxModel:
     initializers = _take_initializers(proto, source, raw)
     proto = _inline_functions(proto, opset)
     _refuse_unknown_operators(proto)
-    _full_check(proto, initializers)
+    proto = _complete_outputs(proto)
+    _full_check(proto)
     return OnnxModel(proto, opset, initializers)
 
 
@@ -227,7 +228,23 @@ def refuse_operators(refused: dict[str, list[str]]) -> None:
     )
 
 
-def _full_check(proto: onnx.ModelProto, initializers: dict[str, np.ndarray]) -> None:
+def _complete_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Fill in the types of outputs that exporters left out: every runtime infers them, only the checker insists."""
+    import onnx
+
+    if all(value.type.tensor_type.HasField("shape") for value in proto.graph.output):
+        return proto
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+        return proto
+    for value, found in zip(proto.graph.output, inferred.graph.output, strict=True):
+        if not value.type.tensor_type.HasField("shape"):
+            value.CopyFrom(found)
+    return proto
+
+
+def _full_check(proto: onnx.ModelProto) -> None:
     import onnx
 
     try:

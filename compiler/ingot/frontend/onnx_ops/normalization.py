@@ -23,10 +23,12 @@ def _batch_norm(ctx: Context) -> Expr:
     gamma, beta, mean, variance = values
     if gamma is not None and beta is not None and mean is not None and variance is not None:
         # In double precision: one rounding instead of five.
-        scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-        shift = beta.astype(np.float64) - mean.astype(np.float64) * scale
-        scaled = relax.op.multiply(x, ctx.array("scale", scale.astype(dtype).reshape(per_channel)))
-        return relax.op.add(scaled, ctx.array("shift", shift.astype(dtype).reshape(per_channel)))
+        with np.errstate(all="ignore"):
+            exact = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+            shift = (beta.astype(np.float64) - mean.astype(np.float64) * exact).astype(dtype)
+            scale = exact.astype(dtype)
+        scaled = relax.op.multiply(x, ctx.array("scale", scale.reshape(per_channel)))
+        return relax.op.add(scaled, ctx.array("shift", shift.reshape(per_channel)))
     channels = ctx.shape(1)
     shape = tuple(channels[0] if dim == -1 else 1 for dim in per_channel)
     g, b, m, v = (relax.op.reshape(ctx.inputs[index], shape) for index in (1, 2, 3, 4))
