@@ -276,6 +276,10 @@ def test_a_fixed_batch_cannot_change(write: Write) -> None:
             [Op("DEQUANTIZE", (0,), (1,))], [0], [1], ModelError, "scales do not fit",
         ),
         (
+            [Tensor("x", (2,), "int8", scale=(0.1,), zero_point=(128,)), Tensor("y", (2,))],
+            [Op("DEQUANTIZE", (0,), (1,))], [0], [1], ModelError, "zero point is outside",
+        ),
+        (
             [Tensor("x", (2,), "int8", scale=(float("nan"),)), Tensor("y", (2,))],
             [Op("DEQUANTIZE", (0,), (1,))], [0], [1], ModelError, "positive number",
         ),

@@ -160,6 +160,9 @@ def _check_quantization(tensor: tflite.Tensor, dims: tuple[int, ...], where: str
     if zeros not in (0, 1, len(scales)):
         found = f"{len(scales)} scales, {zeros} zero points"
         raise ModelError("quantisation scales and zero points do not fit together", where=where, found=found)
+    low, high = {3: (0, 255), 9: (-128, 127), 7: (-(2**15), 2**15 - 1)}.get(tensor.Type(), (-(2**31), 2**31 - 1))
+    if any(not low <= quantization.ZeroPoint(index) <= high for index in range(zeros)):
+        raise ModelError("a zero point is outside its tensor's type", where=where, allowed=f"{low} to {high}")
     if len(scales) > 1 and any(quantization.ZeroPoint(index) for index in range(zeros)):
         found = "a zero point that is not 0"
         raise UnsupportedError("per-axis quantisation must be symmetric", where=where, found=found, allowed="0")
