@@ -24,6 +24,7 @@ _FAMILIES = (
     "normalization",
     "pad",
     "quantize",
+    "recurrent",
     "reduce",
     "resize",
     "shape",
