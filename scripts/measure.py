@@ -115,18 +115,34 @@ C_MAIN = """
 #include <stdlib.h>
 #include <time.h>
 #include "model.h"
-static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec; }
-static long rss(void) { long a = 0, b = 0; FILE *f = fopen("/proc/self/statm", "r");
-    if (f) { if (fscanf(f, "%ld %ld", &a, &b) != 2) b = 0; fclose(f); } return b * 4096; }
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+static long rss(void) {
+    long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f && fscanf(f, "%*d %ld", &pages) != 1) pages = 0;
+    if (f) fclose(f);
+    return pages * 4096;
+}
+static ingot_tensor zeros(const ingot_tensor_info *info) {
+    const ingot_tensor t = {calloc(1, info->bytes), info->bytes, info->dtype, info->ndim, info->shape, INGOT_CPU, 0};
+    return t;
+}
 int main(void) {
     const ingot_api *api = MODEL_API();
-    const ingot_model_info *info; api->describe(&info);
-    ingot_tensor in = {calloc(1, info->inputs[0].bytes), info->inputs[0].bytes, info->inputs[0].dtype, info->inputs[0].ndim, info->inputs[0].shape, INGOT_CPU, 0};
-    ingot_tensor out = {calloc(1, info->outputs[0].bytes), info->outputs[0].bytes, info->outputs[0].dtype, info->outputs[0].ndim, info->outputs[0].shape, INGOT_CPU, 0};
-    const long before = rss(); const double a = now();
+    const ingot_model_info *info;
+    api->describe(&info);
+    const ingot_tensor in = zeros(info->inputs), out = zeros(info->outputs);
     const ingot_options options = {.struct_size = sizeof options, .threads = 1};
-    ingot_model *m; if (api->create(&options, &m)) return 1;
-    const double b = now(); if (api->run(m, &in, 1, &out, 1)) return 2;
+    ingot_model *m;
+    const long before = rss();
+    const double a = now();
+    if (api->create(&options, &m)) return 1;
+    const double b = now();
+    if (api->run(m, &in, 1, &out, 1)) return 2;
     printf("%.6f %.6f %ld\\n", b - a, now() - b, rss() - before);
     return 0;
 }
@@ -135,7 +151,8 @@ int main(void) {
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> str:
     """Run a command and return what it prints; ends the program with its last words if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})}, check=False)
+    variables = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
     if done.returncode:
         sys.exit(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1:]}")
     return done.stdout
@@ -168,7 +185,7 @@ def artifact_row(model: Path, folder: Path) -> str:
 def first_answer_rows(model: Path, folder: Path) -> list[str]:
     """Measure the way from a process's start to its first answer, interleaved, and return the table's lines."""
     import ingot
-    from ingot.packager.selftest import random_inputs
+    from ingot.cli.peers import random_feeds
 
     artifact = ingot.compile(str(model), selftest=False)
     library = artifact.save(folder / "first.so")
@@ -176,12 +193,12 @@ def first_answer_rows(model: Path, folder: Path) -> list[str]:
     (folder / "main.c").write_text(C_MAIN.replace("MODEL_API", f"ingot_{artifact.name}_api"))
     compiler = shutil.which("cc") or shutil.which("gcc")
     model_input = folder / "x.npy"
-    feeds = random_inputs(ingot.load(library).inputs, 1)
+    feeds = random_feeds(ingot.load(library).inputs, seed=1)
     np.save(model_input, next(iter(feeds.values())))
     loader = str(Path(ingot.runtime.loader.__file__).parent)
     commands: dict[str, list[str]] = {}
     for name, text in CONTESTANTS.items():
-        if name == "LiteRT" and model.suffix != ".tflite" or name == "ONNX Runtime" and model.suffix != ".onnx":
+        if {"LiteRT": ".tflite", "ONNX Runtime": ".onnx"}.get(name, model.suffix) != model.suffix:
             continue
         what = str(library) if name.startswith("ingot") else str(model)
         commands[name] = [sys.executable, "-c", RSS + text, what, str(model_input), loader]
@@ -249,7 +266,7 @@ def main() -> int:
                 "",
                 f"## First answer: {first.stem}",
                 "",
-                f"One thread, medians of {ROUNDS} interleaved rounds, files cached. RSS is what loading and one run add.",
+                f"One thread, medians of {ROUNDS} interleaved rounds, files cached. RSS: what loading and one run add.",
                 "",
                 "| | start to answer ms | open + create ms | first run ms | RSS MiB |",
                 "|---|---:|---:|---:|---:|",

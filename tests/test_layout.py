@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -39,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
 # The package itself, for __version__ and for the public functions that the command line calls.
 ROOT_USERS = {"packager", "driver", "cli"}
 LINE_LIMIT = 600
+# One file by contract: it is copied alone next to an artifact, checks it as untrusted data, and may import nothing.
+LONG = {"compiler/ingot/runtime/loader.py": 950}
 CODE = (".py", ".c", ".h", ".cpp", ".sh")
 RUNTIME_LINE_LIMIT = 1000  # what goes into every artifact
 
@@ -144,20 +145,16 @@ def test_the_loader_needs_only_numpy_and_the_standard_library() -> None:
 
 def test_no_file_is_too_long() -> None:
     lines = {str(p.relative_to(REPO)): len(p.read_text("utf-8").splitlines()) for p in sources(*CODE)}
-    assert not {name: n for name, n in lines.items() if n > LINE_LIMIT}, f"split them: the limit is {LINE_LIMIT} lines"
-
-
-def code_lines(source: str) -> int:
-    """Lines of C that hold code: comments and blank lines are free, so that nobody saves on them."""
-    bare = re.sub(r"/\*.*?\*/|//[^\n]*", "", source, flags=re.DOTALL)
-    return sum(1 for line in bare.splitlines() if line.strip())
+    too_long = {name: n for name, n in lines.items() if n > LONG.get(name, LINE_LIMIT)}
+    assert not too_long, f"split them: the limit is {LINE_LIMIT} lines"
 
 
 def test_the_runtime_stays_small() -> None:
+    """All lines of what is compiled into every artifact, comments too; ingot.h is the interface, not the runtime."""
     from ingot.packager.link import RUNTIME_FILES
 
-    assert code_lines("/* a\n b */\nint x; // c\n\nint y; /* d */\n") == 2
-    lines = {name: code_lines((PACKAGE / "runtime" / name).read_text("utf-8")) for name in RUNTIME_FILES}
+    names = [name for name in RUNTIME_FILES if name != "ingot.h"]
+    lines = {name: len((PACKAGE / "runtime" / name).read_text("utf-8").splitlines()) for name in names}
     assert sum(lines.values()) < RUNTIME_LINE_LIMIT, lines
 
 

@@ -84,7 +84,9 @@ def _stack_bytes(statement: Any) -> int:  # noqa: ANN401
     return 0
 
 
-def _passes(target: Any) -> Any:  # noqa: ANN401
+def _passes(target: Any, *, pointer_bytes: int) -> Any:  # noqa: ANN401
+    # 64-bit loop counters cost a 32-bit core two registers and an add with carry each; no index needs them there.
+    narrow = tirx.transform.ForceNarrowIndexToInt32() if pointer_bytes == 4 else tirx.transform.NarrowDataType(32)
     return Sequential(
         [
             tirx.transform.BindTarget(target.with_host(target)),
@@ -99,7 +101,7 @@ def _passes(target: Any) -> Any:  # noqa: ANN401
             _task_range,
             tirx.transform.FlattenBuffer(),
             tirx.transform.BF16ComputeLegalize(),
-            tirx.transform.NarrowDataType(32),
+            narrow,
             s_tir.transform.LoopPartition(),
             tirx.transform.VectorizeLoop(True),
             tirx.transform.StorageRewrite(),
@@ -135,7 +137,7 @@ def generate_object(functions: dict[str, Any], target: Target) -> tuple[bytes, s
     llvm_target = tvm.target.Target(target.llvm())
     module = tvm.IRModule({symbol: replace_calls(functions[symbol]) for symbol in sorted(functions)})
     with tvm.transform.PassContext(opt_level=3):
-        module = _passes(llvm_target)(module)
+        module = _passes(llvm_target, pointer_bytes=target.pointer_bytes)(module)
         built = build(module, llvm_target)
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
         path = Path(folder) / "kernels.o"

@@ -64,7 +64,8 @@ def fold_batch_norm(state: State) -> State:
     Case 1: multiply(linear(x, W), s) with s constant per output channel is linear(x, W * s).
     Case 2: multiply(add(linear(x, W), b), s) is add(linear(x, W * s), b * s).
     Case 3: add(add(y, b), c) with b and c constant is add(y, b + c).
-    Only where the inner value has no other reader, and not for layers that read a dequantize. The products are rounded once, from float64.
+    Only where the inner value has no other reader, and not for layers that read a dequantize. The products are rounded
+    once, from float64.
     """
     uses = uses_of(state.module["main"])
     single: set[Any] = set()

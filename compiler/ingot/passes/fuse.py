@@ -7,6 +7,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from ingot.passes.definitions import DEFINITIONS
 from ingot.passes.rewriter import Rewriter, op_name, prune, rebuild, rewrite
 from ingot.passes.state import State
 
@@ -66,7 +67,7 @@ def _fused(state: State, skip: list[str]) -> State:
     """Steps 2 and 3: legalise all operators but those to skip, and fuse."""
     sequence = tvm.ir.transform.Sequential(
         [
-            relax.transform.LegalizeOps(skip_ops=skip),
+            relax.transform.LegalizeOps(DEFINITIONS, skip_ops=skip),
             _dequantize_goes_forward,
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(fuse_opt_level=2),

@@ -98,7 +98,8 @@ def _conv2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> t
     base = str(getattr(args[1], "name", "weight"))
     data, convert = _stored(rewriter, args[0])
     dot = dot4_of(target)
-    if groups == 1 and dot is not None and convert is not None and convert.scale == 1.0 and conv2d_int8.is_whole(weight):
+    whole = convert is not None and convert.scale == 1.0 and conv2d_int8.is_whole(weight)
+    if groups == 1 and dot is not None and convert is not None and whole:
         workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
         config = conv2d_int8.default_config(workload, target)
         packed = rewriter.add_weight(f"{base}_packed", conv2d_int8.pack_weight(weight, config.block))

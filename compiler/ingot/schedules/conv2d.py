@@ -89,7 +89,7 @@ def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
     """Return the space of tiles: every one whose accumulators and operands fit the register file."""
     regs = registers(target)
     needed = ceil_div(workload.out_channels, regs.lanes)
-    unroll = largest_divisor(workload.in_channels, MAX_UNROLL)
+    unroll = largest_divisor(workload.in_channels, MAX_UNROLL if target.arch != "arm" else 1)
     if workload.positions == 1:  # a matrix-vector product: bound by memory; independent sums hide the latency
         return [TileConfig(1, vectors * regs.lanes, unroll) for vectors in range(1, min(8, needed) + 1)]
     found = []
@@ -113,8 +113,11 @@ def uses_lanes(target: Target, unroll: int) -> bool:
 
 
 def _registers_used(pixels: int, vectors: int, unroll: int, target: Target) -> int:
-    """Return accumulators + weights of one step + inputs: one register a position with lanes, else one in all."""
-    inputs = pixels if uses_lanes(target, unroll) else 1
+    """Return accumulators + weights of one step + inputs.
+
+    With lanes an input takes one register a position, else one in all; LLVM's 32-bit ARM code loads them ahead too.
+    """
+    inputs = pixels if uses_lanes(target, unroll) or target.arch == "arm" else 1
     return pixels * vectors + vectors + inputs
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from ingot.errors import CompilerError
 from ingot.schedules import conv2d
 from ingot.schedules.conv2d import Conv2DWorkload, TileConfig
 from ingot.schedules.microkernels import Dot4, dot4_of, intrinsic_name
@@ -63,7 +64,8 @@ def _shift(convert: Dequantize, dot: Dot4) -> int:
 def correction(weight: np.ndarray, convert: Dequantize, dot: Dot4) -> np.ndarray:
     """Return the constant of each output channel: -z sum w, int32 [CO], z as the instruction sees it."""
     sums = weight.astype(np.int64).sum(axis=(1, 2, 3))
-    return (-(convert.zero_point + _shift(convert, dot)) * sums).astype(np.int32)
+    constant: np.ndarray = -(convert.zero_point + _shift(convert, dot)) * sums
+    return constant.astype(np.int32)
 
 
 def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize, dot: Dot4) -> list[Any]:
@@ -132,12 +134,10 @@ def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Tar
     """Schedule the tile as `conv2d` does, with the dot product instruction as its innermost loops."""
     dot = dot4_of(target)
     if dot is None:
-        raise ValueError("a target without a dot product instruction has no int8 template")
+        raise CompilerError("this target has no dot product instruction for the int8 template", where=target.name)
     conv2d.schedule(sch, anchor, output, config, target, intrinsic_name(dot))
 
 
 def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any:  # noqa: ANN401
     """Return the function as it is: the schedule expresses all of this template."""
     return function
-
-
