@@ -14,7 +14,7 @@ from ingot.errors import IngotError, ModelError, UnsupportedError
 from ingot.frontend.interface import CONSTANT_ELEMENTS, Imported, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
-from ingot.frontend.onnx_ops import own_converter, tvm_converters
+from ingot.frontend.onnx_ops import IN_FLOAT32, own_converter, tvm_converters
 from ingot.frontend.onnx_ops.context import Context, dtype_name
 from ingot.frontend.onnx_read import OnnxModel, read_onnx
 from ingot.frontend.onnx_static import StaticGraph, TensorType, make_static
@@ -213,6 +213,8 @@ class _Importer:
             constants=self.graph.constants,
             make_weight=self._make_weight,
         )
+        if node.op_type in IN_FLOAT32 and node.domain in ("", "ai.onnx"):
+            self._widen(context)
         try:
             own = own_converter(node.domain, node.op_type)
             results = own(context) if own is not None else NotImplemented
@@ -230,6 +232,30 @@ class _Importer:
         missing = [name for name in typed if name not in self.values]
         if missing:
             raise UnsupportedError("an optional output is not supported", where=label, found=repr(missing[0]))
+
+    def _widen(self, context: Context) -> None:
+        """Let a node of 16-bit floats compute in float32: its results are rounded once, when they are bound."""
+        import onnx
+        from tvm import relax
+
+        types, constants = dict[str, TensorType](), dict[str, np.ndarray]()
+        for index, name in enumerate(context.node.input):
+            if not name or dtype_name(self.graph.types[name].elem) not in ("float16", "bfloat16"):
+                continue
+            types[name] = TensorType(int(onnx.TensorProto.FLOAT), self.graph.types[name].shape)
+            if name in self.graph.constants:
+                constants[name] = self.graph.constants[name].astype(np.float32)
+                context.inputs[index] = self._make_weight(f"{name}_float32", constants[name])
+            else:
+                context.inputs[index] = self.bb.emit(relax.op.astype(context.inputs[index], "float32"))
+        if not types:
+            return
+        for name in context.node.output:
+            kind = self.graph.types.get(name)
+            if kind is not None and dtype_name(kind.elem) in ("float16", "bfloat16"):
+                types[name] = TensorType(int(onnx.TensorProto.FLOAT), kind.shape)
+        context.types = {**self.graph.types, **types}
+        context.constants = {**self.graph.constants, **constants}
 
     def _as_list(self, results: Expr) -> list[Expr]:
         from tvm import relax

@@ -51,6 +51,11 @@ def _task_range(module: Any, _: Any) -> Any:  # noqa: ANN401
     return tvm.IRModule(functions)
 
 
+@tvm.transform.module_pass(opt_level=0, name="ingot.ReplaceCalls")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
+def _replace_calls(module: Any, _: Any) -> Any:  # noqa: ANN401
+    return tvm.IRModule({gvar: replace_calls(function) for gvar, function in module.functions.items()})
+
+
 @tvm.transform.module_pass(opt_level=0, name="ingot.LowerLanes")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
 def _lower_lanes(module: Any, _: Any) -> Any:  # noqa: ANN401
     return tvm.IRModule({gvar: lower_lanes(function) for gvar, function in module.functions.items()})
@@ -101,6 +106,8 @@ def _passes(target: Any, *, pointer_bytes: int) -> Any:  # noqa: ANN401
             _task_range,
             tirx.transform.FlattenBuffer(),
             tirx.transform.BF16ComputeLegalize(),
+            # After it: that pass gives nested lets, which these functions are made of, wrong values.
+            _replace_calls,
             narrow,
             s_tir.transform.LoopPartition(),
             tirx.transform.VectorizeLoop(True),
@@ -135,7 +142,7 @@ def generate_object(functions: dict[str, Any], target: Target) -> tuple[bytes, s
             hint="reinstall the pinned apache-tvm wheel: pip install --force-reinstall ingot",
         )
     llvm_target = tvm.target.Target(target.llvm())
-    module = tvm.IRModule({symbol: replace_calls(functions[symbol]) for symbol in sorted(functions)})
+    module = tvm.IRModule({symbol: functions[symbol] for symbol in sorted(functions)})
     with tvm.transform.PassContext(opt_level=3):
         module = _passes(llvm_target, pointer_bytes=target.pointer_bytes)(module)
         built = build(module, llvm_target)

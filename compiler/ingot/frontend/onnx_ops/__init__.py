@@ -27,6 +27,7 @@ _FAMILIES = (
     "recurrent",
     "reduce",
     "resize",
+    "search",
     "shape",
 )
 
@@ -45,6 +46,20 @@ _NOT_TENSORS = frozenset(
 )  # fmt: skip
 # TVM's converters take fewer forms of these than ONNX's own function bodies, which are used instead.
 _BY_BODY = frozenset(("Attention", "RMSNormalization", "MeanVarianceNormalization"))
+# Operators whose float16 and bfloat16 forms compute in float32: sums of many terms, functions without 16-bit kernels.
+IN_FLOAT32 = frozenset(
+    (
+        "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "AveragePool", "GlobalAveragePool", "LpPool",
+        "GlobalLpPool", "Softmax", "LogSoftmax", "LRN", "BatchNormalization", "LayerNormalization",
+        "InstanceNormalization", "GroupNormalization", "LpNormalization", "RMSNormalization", "Resize", "Upsample",
+        "LSTM", "GRU", "RNN", "ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
+        "ReduceLogSumExp", "ReduceSumSquare", "Mean", "Sum", "CumSum", "CumProd", "Exp", "Log", "Sigmoid", "Tanh",
+        "Erf", "Gelu", "Pow", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh",
+        "Softplus", "Softsign", "Elu", "Selu", "Celu", "Mish", "HardSigmoid", "HardSwish", "Swish", "GridSample",
+        "RoiAlign", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss", "DFT", "STFT", "Det", "Mod",
+        "DeformConv", "Col2Im",
+    )
+)  # fmt: skip
 # Contrib operators that TVM lists by bare name.
 _CONTRIB = frozenset(("FastGelu", "BiasGelu", "SkipLayerNormalization", "MatMulInteger16"))
 
@@ -81,4 +96,4 @@ def is_supported(domain: str, operator: str) -> bool:
     return operator in _STATIC or (operator in tvm_converters() and operator not in _CONTRIB)
 
 
-__all__ = ["Context", "Converter", "is_supported", "own_converter", "tvm_converters"]
+__all__ = ["IN_FLOAT32", "Context", "Converter", "is_supported", "own_converter", "tvm_converters"]

@@ -20,6 +20,9 @@ def _binary(ctx: Context) -> Expr:
         "GreaterOrEqual": "greater_equal",
     }[ctx.node.op_type]  # fmt: skip
     left, right = ctx.inputs
+    if ctx.node.op_type == "Equal" and ctx.dtype() == "bool":
+        # LLVM code for a vector of bools compared by TVM's `equal` is not valid.
+        return relax.op.logical_not(relax.op.logical_xor(left, right))
     if ctx.node.op_type == "Pow":
         exponent = ctx.value(1)
         if exponent is not None and exponent.size == 1 and ctx.out_shape() == ctx.shape():
@@ -69,3 +72,63 @@ def _is_inf(ctx: Context) -> Expr:
     if not positive and not negative:
         return relax.op.zeros(ctx.shape(), "bool")
     return relax.op.equal(x, ctx.const(float("inf") if positive else float("-inf")))
+
+
+@converts("Mod")
+def _mod(ctx: Context) -> Expr:
+    from tvm import relax
+
+    left, right = ctx.inputs
+    kind = np.dtype(ctx.dtype()).kind
+    if kind in "iu" and not ctx.attr("fmod", 0):
+        return relax.op.floor_mod(left, right)
+    # C's fmod has the sign of the dividend; Python's has that of the divisor, which needs one more addition.
+    rest = ctx.emit(relax.op.mod(left, right))
+    if ctx.attr("fmod", 0):
+        return rest
+    zero = ctx.const(0)
+    differs = relax.op.logical_xor(relax.op.less(rest, zero), relax.op.less(right, zero))
+    wrong = relax.op.logical_and(relax.op.not_equal(rest, zero), differs)
+    signed_zero = relax.op.multiply(relax.op.abs(rest), relax.op.sign(right))
+    rest = relax.op.where(wrong, relax.op.add(rest, right), rest)
+    return relax.op.where(relax.op.equal(rest, zero), signed_zero, rest)
+
+
+@converts("BitShift")
+def _bit_shift(ctx: Context) -> Expr:
+    """A shift by the type's width or more, or by a negative amount, gives 0 (or the sign, to the right)."""
+    from tvm import relax
+
+    x, amount = ctx.inputs
+    dtype = ctx.dtype()
+    width = np.dtype(dtype).itemsize * 8
+    left = ctx.attr("direction", "LEFT") == "LEFT"
+    bounded = relax.op.clip(amount, 0, width - 1)
+    inside = relax.op.less(amount, ctx.const(width))
+    if not dtype.startswith("u"):
+        inside = relax.op.logical_and(inside, relax.op.greater_equal(amount, ctx.const(0)))
+    shifted = relax.op.left_shift(x, bounded) if left else relax.op.right_shift(x, bounded)
+    if left or dtype.startswith("u"):
+        return relax.op.where(inside, shifted, ctx.const(0))
+    return relax.op.where(inside, shifted, relax.op.right_shift(x, ctx.const(width - 1)))
+
+
+@converts("Cosh", "Sinh")
+def _hyperbolic(ctx: Context) -> Expr:
+    from tvm import relax
+
+    # In double precision: near 0 the difference of two exponentials loses what float32 holds.
+    x = relax.op.astype(ctx.inputs[0], "float64")
+    up, down = relax.op.exp(x), relax.op.exp(relax.op.negative(x))
+    total = relax.op.add(up, down) if ctx.node.op_type == "Cosh" else relax.op.subtract(up, down)
+    return relax.op.astype(relax.op.multiply(total, ctx.const(0.5, "float64")), ctx.out_dtype())
+
+
+@converts("Celu")
+def _celu(ctx: Context) -> Expr:
+    from tvm import relax
+
+    x, alpha = ctx.inputs[0], float(ctx.attr("alpha", 1.0))
+    inner = relax.op.subtract(relax.op.exp(relax.op.divide(x, ctx.const(alpha))), ctx.const(1))
+    negative = relax.op.minimum(ctx.const(0), relax.op.multiply(ctx.const(alpha), inner))
+    return relax.op.add(relax.op.maximum(ctx.const(0), x), negative)

@@ -8,7 +8,7 @@ from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 from ingot.frontend.tvm_types import Expr
 
 
-def _bounded(ctx: Context, index: int, sizes: tuple[int, ...]) -> Expr:
+def bounded_indices(ctx: Context, index: int, sizes: tuple[int, ...]) -> Expr:
     """Input `index` with negative values counted from the end, and every value inside [0, size).
 
     One size for all values, or one for each place along the last axis.
@@ -49,7 +49,7 @@ def _gather(ctx: Context) -> Expr:
         part = relax.op.strided_slice(ctx.inputs[0], [axis], [start], [start + 1], [1])
         return relax.op.reshape(part, ctx.out_shape())
     # The indices are already inside; `clip` makes the kernel itself safe too.
-    return relax.op.take(ctx.inputs[0], ctx.emit(_bounded(ctx, 1, (ctx.shape()[axis],))), axis, mode="clip")
+    return relax.op.take(ctx.inputs[0], ctx.emit(bounded_indices(ctx, 1, (ctx.shape()[axis],))), axis, mode="clip")
 
 
 @converts("GatherElements")
@@ -57,7 +57,7 @@ def _gather_elements(ctx: Context) -> Expr:
     from tvm import relax
 
     axis = normal_axis(ctx.attr("axis", 0), len(ctx.shape()))
-    return relax.op.gather_elements(ctx.inputs[0], ctx.emit(_bounded(ctx, 1, (ctx.shape()[axis],))), axis)
+    return relax.op.gather_elements(ctx.inputs[0], ctx.emit(bounded_indices(ctx, 1, (ctx.shape()[axis],))), axis)
 
 
 @converts("Slice")
@@ -87,17 +87,10 @@ def _slice(ctx: Context) -> Expr:
     return relax.op.strided_slice(x, used, begin, end, stride)
 
 
-@converts("Scatter", "ScatterElements")
-def _scatter_elements(ctx: Context) -> Expr:
-    axis = normal_axis(ctx.attr("axis", 0), len(ctx.shape()))
-    ctx.inputs[1] = ctx.emit(_bounded(ctx, 1, (ctx.shape()[axis],)))
-    return NotImplemented
-
-
-@converts("GatherND", "ScatterND")
+@converts("GatherND")
 def _nd(ctx: Context) -> Expr:
     first = ctx.attr("batch_dims", 0)
-    ctx.inputs[1] = ctx.emit(_bounded(ctx, 1, ctx.shape()[first : first + ctx.shape(1)[-1]]))
+    ctx.inputs[1] = ctx.emit(bounded_indices(ctx, 1, ctx.shape()[first : first + ctx.shape(1)[-1]]))
     return NotImplemented
 
 
@@ -105,5 +98,5 @@ def _nd(ctx: Context) -> Expr:
 def _roi_align(ctx: Context) -> Expr:
     if ctx.attr("mode", "avg") != "avg":
         raise ctx.unsupported(f"mode {ctx.attr('mode')!r}", "avg")
-    ctx.inputs[2] = ctx.emit(_bounded(ctx, 2, (ctx.shape()[0],)))
+    ctx.inputs[2] = ctx.emit(bounded_indices(ctx, 2, (ctx.shape()[0],)))
     return NotImplemented

@@ -99,9 +99,7 @@ class _Layer:
         from tvm import relax
 
         begin = index * self.hidden
-        return self.ctx.emit(
-            relax.op.strided_slice(gates, [1], [begin], [begin + count * self.hidden], [1])
-        )
+        return self.ctx.emit(relax.op.strided_slice(gates, [1], [begin], [begin + count * self.hidden], [1]))
 
 
 def _slice0(ctx: Context, index: int, where: int) -> Expr:
@@ -227,9 +225,7 @@ def _recurrent(ctx: Context) -> Expr:
         h, c = _initial(ctx, 5, where, batch, hidden, batchwise), _initial(ctx, 6, where, batch, hidden, batchwise)
         outputs: dict[int, Expr] = {}
         for step in range(steps - 1, -1, -1) if backwards[where] else range(steps):
-            now = ctx.emit(
-                op.reshape(op.strided_slice(gates, [0], [step], [step + 1], [1]), (batch, columns))
-            )
+            now = ctx.emit(op.reshape(op.strided_slice(gates, [0], [step], [step + 1], [1]), (batch, columns)))
             new_h, new_c = _STEPS[kind](layer, now, h, c)
             outputs[step] = new_h
             if masked:

@@ -19,6 +19,9 @@ def _reduce(
             return after(relax.op, before(relax.op, ctx.inputs[0]))
         chosen = [normal_axis(axis, len(ctx.shape())) for axis in axes] if axes else None
         operator = getattr(relax.op, kind)
+        if ctx.dtype() == "bool":
+            number = relax.op.astype(ctx.inputs[0], "int8")
+            return relax.op.astype(operator(number, chosen, bool(ctx.attr("keepdims", 1))), "bool")
         return after(relax.op, operator(before(relax.op, ctx.inputs[0]), chosen, bool(ctx.attr("keepdims", 1))))
 
     return convert
