@@ -15,6 +15,7 @@ from ingot.passes.rewriter import bindings_of, dtype_of, op_name, outputs_of, sh
 from ingot.passes.state import State
 from ingot.schedules.apply import schedule_function
 from ingot.schedules.vector import DTYPE_BYTES
+from ingot.schedules.winograd_nests import WORKSPACE
 
 
 @dataclass(frozen=True)
@@ -242,11 +243,13 @@ def split_nests(function: Any) -> list[_Nest]:  # noqa: ANN401
     body = root.body
     statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
     candidates = list(function.params) + list(root.alloc_buffers)
+    # Buffers that tasks share out among themselves lie in the arena even if one nest alone uses them.
+    workspace = set(root.annotations.get(WORKSPACE, ()))
     used = [_buffers_of(statement) for statement in statements]
     nests = []
     for i, statement in enumerate(statements):
         reads, writes = used[i]
-        elsewhere = {b for j, (r, w) in enumerate(used) if j != i for b in (*r, *w)}
+        elsewhere = workspace | {b for j, (r, w) in enumerate(used) if j != i for b in (*r, *w)}
         params = set(function.params)
         shared = [b for b in candidates if (b in reads or b in writes) and (b in params or b in elsewhere)]
         private = [b for b in root.alloc_buffers if (b in reads or b in writes) and b not in elsewhere]

@@ -6,9 +6,10 @@ from typing import Any
 
 from tvm import relax, te, topi
 
+from ingot.passes.live import spare_bytes
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
-from ingot.schedules import conv2d, conv2d_int8, depthwise, resize
+from ingot.schedules import conv2d, conv2d_int8, depthwise, resize, winograd, winograd_nests
 from ingot.schedules.microkernels import dot4_of
 from ingot.schedules.padding import Dequantize
 from ingot.target import Target
@@ -28,16 +29,17 @@ def select_templates(state: State) -> State:
     In cases 1 to 3 a dequantize before it joins the kernel: what lies in memory stays 8 bits wide.
     Case 4: resize2d (NHWC, nearest or linear): `schedules.resize`, its tables as weights.
     Case 5: pooling of a dequantize: TVM's own pooling, reading 8-bit data.
+    Case 6: conv2d of case 1 with 3x3 windows and stride 1, where that is estimated to be faster: `schedules.winograd`.
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
-    target = state.target
+    target, spare = state.target, spare_bytes(state)
     macs = 0
 
     def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         nonlocal macs
         name = op_name(call)
         if name == "relax.nn.conv2d":
-            result, count = _conv2d(rewriter, call, args, target)
+            result, count = _conv2d(rewriter, call, args, target, spare.get(call, 0))
         elif name == "relax.matmul":
             result, count = _matmul(rewriter, call, args, target)
         elif name == "relax.image.resize2d":
@@ -53,7 +55,10 @@ def select_templates(state: State) -> State:
 
 
 def _call(rewriter: Rewriter, name: str, tensors: list[Any], args: list[Any], ty: Any) -> Any:  # noqa: ANN401
-    function = te.create_prim_func(tensors, index_dtype_override="int64")
+    return _call_function(rewriter, name, te.create_prim_func(tensors, index_dtype_override="int64"), args, ty)
+
+
+def _call_function(rewriter: Rewriter, name: str, function: Any, args: list[Any], ty: Any) -> Any:  # noqa: ANN401
     function = function.with_attr("op_pattern", _OUT_ELEMENTWISE_FUSABLE).with_attr("tirx.noalias", True)
     gvar = rewriter.builder.add_func(function, name)
     return relax.call_tir(gvar, relax.Tuple(args), ty)
@@ -73,8 +78,14 @@ def _stored(rewriter: Rewriter, data: Any) -> tuple[Any, Dequantize | None]:  # 
     return value.args[0], Dequantize(stored, float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0]))
 
 
-def _conv2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> tuple[Any, int]:  # noqa: ANN401
-    """Cases 1 and 2."""
+def _conv2d(
+    rewriter: Rewriter,
+    call: Any,  # noqa: ANN401
+    args: list[Any],
+    target: Target,
+    workspace: int,
+) -> tuple[Any, int]:
+    """Cases 1, 2 and 6; `workspace` is the bytes of the arena the call may use for itself."""
     attrs, weight = call.attrs, rewriter.weight(args[1])
     batch, height, width, channels = shape_of(args[0])
     out_channels, kh, kw, _ = shape_of(args[1])
@@ -108,6 +119,11 @@ def _conv2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> t
         return _call(rewriter, "conv2d_int8", tensors, [data, packed, constant], call.ty), count
     if groups == 1:
         workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
+        fast = winograd.default_config(workload, target, workspace) if convert is None else None
+        if fast is not None:
+            transformed = rewriter.add_weight(f"{base}_winograd", winograd.pack_weight(weight, fast))
+            function = winograd_nests.primitive(workload, fast, target)
+            return _call_function(rewriter, "winograd_conv2d", function, [data, transformed], call.ty), count
         config = conv2d.default_config(workload, target)
         packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(weight, config.block))
         tensors = conv2d.compute(workload, config, convert)

@@ -9,7 +9,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from ingot.errors import CompilerError
-from ingot.schedules import conv2d, conv2d_int8, depthwise, generic, rows
+from ingot.schedules import conv2d, conv2d_int8, depthwise, generic, rows, winograd, winograd_nests
 from ingot.target import Target
 
 
@@ -31,6 +31,7 @@ TEMPLATES: dict[str, Template] = {
     "conv2d_int8": Template(conv2d.TileConfig, conv2d_int8.schedule, conv2d_int8.finish),
     "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule, depthwise.finish),
     "rows": Template(rows.RowsConfig, rows.schedule, lambda function, *_: function),
+    "winograd": Template(winograd.WinogradConfig, winograd_nests.schedule, winograd_nests.finish),
 }
 
 

@@ -34,7 +34,7 @@ def inline_producers(sch: Any, keep: set[str]) -> None:  # noqa: ANN401
             continue
         consumers = sch.get_consumers(block)
         repeated = len(consumers) > 1 or any(is_reduction(sch, reader) for reader in consumers)
-        if repeated and _is_expensive(node):
+        if repeated and is_expensive(node):
             continue
         try:
             sch.compute_inline(block)
@@ -42,7 +42,8 @@ def inline_producers(sch: Any, keep: set[str]) -> None:  # noqa: ANN401
             continue  # an opaque block: it stays a loop nest of its own
 
 
-def _is_expensive(node: Any) -> bool:  # noqa: ANN401
+def is_expensive(node: Any) -> bool:  # noqa: ANN401
+    """Say whether a block calls a function that takes many instructions."""
     text = str(node.body)
     return any(word in text for word in ("T.exp", "T.tanh", "T.erf", "T.sigmoid", "T.log", "T.pow", "T.sqrt"))
 

@@ -35,7 +35,7 @@ def mark_lanes(function: Any, block_name: str) -> Any:  # noqa: ANN401 - a sched
             if not expr.indices[-1].same_as(axis):
                 return expr
             first = tirx.BufferLoad(expr.source, [*expr.indices[:-1], tirx.floordiv(axis, width) * width])
-            return tirx.call_pure_extern("float32", _MARK, first, tirx.floormod(axis, width))
+            return lane_of(first, tirx.floormod(axis, width))
 
         body = tvm_ffi.structural_map(node.body, [(ir.TensorLoad, load)])
         return s_tir.SBlock(
@@ -43,6 +43,11 @@ def mark_lanes(function: Any, block_name: str) -> Any:  # noqa: ANN401 - a sched
         )
 
     return tvm_ffi.structural_map(function, [(s_tir.SBlock, block)])
+
+
+def lane_of(first: Any, lane: Any) -> Any:  # noqa: ANN401 - TIR expressions
+    """Mark the load of the element `lane` after `first`, the load of the first of LANES; `lane` must be unrolled."""
+    return tirx.call_pure_extern("float32", _MARK, first, lane)
 
 
 def lower_lanes(function: Any) -> Any:  # noqa: ANN401 - a lowered, unrolled PrimFunc

@@ -1,0 +1,506 @@
+"""The loop nests of a Winograd convolution (`schedules.winograd`), written as statements.
+
+    transform   V[tile][position][ci] = B^T patch B                         (the patch is zero outside the image)
+    multiply    for each block of T tiles x b output channels:
+                    M[position][tile][b] = V x U for all positions, in registers, kept on the stack
+                    output tile = A^T M A, then the fused epilogue, then the only store
+
+Schedule primitives cannot cut an image into blocks of tiles that end in the middle of a row, nor share subexpressions
+between the rows of a transform; so the nests are built as they are to run, and `finish` puts the epilogue inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from tvm import ir, s_tir, tirx
+
+from ingot.schedules import generic
+from ingot.schedules.conv2d import Conv2DWorkload, uses_lanes
+from ingot.schedules.lanes import lane_of
+from ingot.schedules.vector import annotate_block, lanes_for, registers
+from ingot.schedules.winograd import Tiling, WinogradConfig, matrices
+from ingot.target import Target
+
+Expr = Any  # TVM ships no types: an expression, a statement or a buffer
+Stmt = Any
+Body = Callable[..., Stmt]
+
+#: The annotation of a scheduled function's root that names buffers of the arena used in one nest only.
+WORKSPACE = "ingot.workspace"
+_STORE_ROW, _STORE_COLUMN = "store_row", "store_column"
+
+
+# -- building statements -----------------------------------------------------------------------------------------------
+
+
+def _int(value: int) -> Expr:
+    return tirx.const(value, "int64")
+
+
+def _loop(extent: int, body: Body, name: str, kind: Any = tirx.ForKind.SERIAL) -> Stmt:  # noqa: ANN401
+    if extent == 1 and kind != tirx.ForKind.PARALLEL:
+        return body(_int(0))
+    var = tirx.Var(name, "int64")
+    return tirx.For(var, _int(0), _int(extent), kind, body(var))
+
+
+def _unrolled(extent: int, body: Body, name: str) -> Stmt:
+    return _loop(extent, body, name, tirx.ForKind.UNROLLED)
+
+
+def _lanes(count: int, body: Body) -> Stmt:
+    return _loop(count, body, "lane", tirx.ForKind.VECTORIZED)
+
+
+def _named(values: Mapping[str, Expr], body: Body) -> Stmt:
+    """Return the statement `body` makes of the values bound to names: what is made of short names simplifies fast."""
+    names = [tirx.Var(name, "int64") for name in values]
+    return tirx.SeqStmt([*(tirx.Bind(n, v) for n, v in zip(names, values.values(), strict=True)), body(*names)])
+
+
+def _with(buffers: list[Expr], body: Stmt, name: str) -> Stmt:
+    """Return `body` with buffers of its own."""
+    return _realize(s_tir.SBlock([], [], [], name, body, None, buffers))
+
+
+def _realize(block: Stmt) -> Stmt:
+    return s_tir.SBlockRealize([], tirx.const(True, "bool"), block)
+
+
+def _buffer(shape: Sequence[int], name: str) -> Expr:
+    return tirx.decl_buffer([_int(d) for d in shape], "float32", name, layout=None)
+
+
+def _span(first: Expr, lanes: int) -> Expr:
+    """Return the indices first, first + 1, ... of one vector."""
+    return tirx.Ramp(first, _int(1), lanes) if lanes > 1 else first
+
+
+class _Vectors:
+    """Emits assignments of vectors to names."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self.dtype = f"float32x{lanes}" if lanes > 1 else "float32"
+        self.statements: list[Stmt] = []
+
+    def let(self, value: Expr) -> Expr:
+        """Give a vector a name and return it."""
+        var = tirx.Var("v", self.dtype)
+        self.statements.append(tirx.Bind(var, value))
+        return var
+
+    def load(self, buffer: Expr, *indices: Expr) -> Expr:
+        """Load a vector; the last index is its first element's."""
+        return self.let(tirx.BufferLoad(buffer, [*indices[:-1], _span(indices[-1], self.lanes)]))
+
+    def store(self, value: Expr, buffer: Expr, *indices: Expr) -> None:
+        """Store a vector; the last index is its first element's."""
+        self.statements.append(tirx.BufferStore(buffer, value, [*indices[:-1], _span(indices[-1], self.lanes)]))
+
+    def sum(self, terms: list[tuple[float, Expr]]) -> Expr:
+        """Return the sum of coefficient * vector."""
+        total: Expr = None
+        for coefficient, vector in sorted(terms, key=lambda term: term[0] != 1.0):
+            if total is None:
+                total = vector if coefficient == 1.0 else vector * tirx.const(coefficient, self.dtype)
+            elif abs(coefficient) == 1.0:
+                total = total + vector if coefficient > 0 else total - vector
+            else:
+                total = total + vector * tirx.const(coefficient, self.dtype)
+        return total if len(terms) == 1 and terms[0][0] == 1.0 else self.let(total)
+
+    def by_rows(self, matrix: np.ndarray, vectors: list[Expr]) -> list[Expr]:
+        """Return matrix x vectors; rows that differ in the sign of their odd terms only share the two halves."""
+        results: dict[int, Expr] = {}
+        for row, values in enumerate(matrix):
+            if row in results:
+                continue
+            terms = list(zip((float(v) for v in values), vectors, strict=True))
+            even, odd = ([term for term in terms[first::2] if term[0]] for first in (0, 1))
+            twin = _twin(matrix, row)
+            if twin is None or not even or not odd:
+                results[row] = self.sum([*even, *odd])
+            else:
+                a, b = self.sum(even), self.sum(odd)
+                results[row], results[twin] = self.let(a + b), self.let(a - b)
+        return [results[row] for row in range(len(matrix))]
+
+    def by_columns(self, matrix: np.ndarray, vectors: list[Expr]) -> list[Expr]:
+        """Return matrix x vectors; columns that differ in the sign of their odd rows only share sum and difference."""
+        terms: list[list[tuple[float, Expr]]] = [[] for _ in matrix]
+        done: set[int] = set()
+        for column, values in enumerate(matrix.T):
+            if column in done:
+                continue
+            twin = _twin(matrix.T, column)
+            even = odd = vectors[column]
+            if twin is not None:
+                done.add(twin)
+                even, odd = self.let(even + vectors[twin]), self.let(odd - vectors[twin])
+            for row, value in enumerate(values):
+                if value:
+                    terms[row].append((float(value), odd if row % 2 else even))
+        return [self.sum(items) for items in terms]
+
+
+def _twin(matrix: np.ndarray, row: int) -> int | None:
+    """Return the later row that is this one with the sign of its odd elements changed, if it has any."""
+    changed = matrix[row] * [(-1.0) ** k for k in range(matrix.shape[1])]
+    if np.array_equal(changed, matrix[row]):
+        return None
+    return next((r for r in range(row + 1, len(matrix)) if np.array_equal(matrix[r], changed)), None)
+
+
+def _both_sides(
+    matrix: np.ndarray, image: list[list[Expr]], multiply: Callable[[np.ndarray, list[Expr]], list[Expr]]
+) -> list[list[Expr]]:
+    """Return matrix x image x matrix^T for an image of vectors, by columns and then by rows."""
+    columns = [multiply(matrix, [row[j] for row in image]) for j in range(len(image[0]))]
+    return [multiply(matrix, [column[i] for column in columns]) for i in range(len(columns[0]))]
+
+
+# -- the phases --------------------------------------------------------------------------------------------------------
+
+
+def _place(tiling: Tiling, tile: Expr) -> tuple[Expr, Expr, Expr]:
+    """Return (image, first output row, first output column) of a tile."""
+    inside = tirx.floormod(tile, tiling.rows * tiling.columns)
+    row, column = tirx.floordiv(inside, tiling.columns), tirx.floormod(inside, tiling.columns)
+    return tirx.floordiv(tile, tiling.rows * tiling.columns), row * tiling.config.size, column * tiling.config.size
+
+
+def _transform(tiling: Tiling, data: Expr, patches: Expr, where: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
+    """Return the transform of the patch of one tile; `where`: block of tiles, its place in `patches`, tile in block."""
+    w, config = tiling.workload, tiling.config
+    block, slot, row = where
+    tile = block * config.tiles + row
+    # Tiles that fill the last block are copies of the last one: whatever they hold is not stored.
+    last = _int(tiling.total - 1)
+    n, y0, x0 = _place(tiling, tirx.min(tile, last) if tiling.total % config.tiles else tile)
+    lanes = lanes_for(target, w.dtype, w.in_channels)
+
+    def patch(n: Expr, top: Expr, left: Expr) -> Stmt:
+        edge = config.patch
+        inside = tirx.all(top >= 0, left >= 0, top + edge <= w.height, left + edge <= w.width)
+
+        def channels(vector: Expr) -> Stmt:
+            emit, first = _Vectors(lanes), vector * lanes
+            copy = _buffer((edge, edge, lanes), "patch")
+
+            def fill(guarded: bool) -> Stmt:
+                def element(i: Expr, j: Expr) -> Stmt:
+                    y, x = top + i, left + j
+                    value = tirx.BufferLoad(data, [n, y, x, _span(first, lanes)])
+                    if guarded:
+                        within = tirx.all(y >= 0, y < w.height, x >= 0, x < w.width)
+                        value = tirx.if_then_else(within, value, tirx.const(0.0, emit.dtype))
+                    return tirx.BufferStore(copy, value, [i, j, _span(_int(0), lanes)])
+
+                return _loop(edge, lambda i: _loop(edge, lambda j: element(i, j), "j"), "i")
+
+            # Only the elements of patches at the border are compared with it one by one.
+            emit.statements.append(tirx.IfThenElse(inside, fill(guarded=False), fill(guarded=True)))
+            image = [[emit.load(copy, _int(i), _int(j), _int(0)) for j in range(edge)] for i in range(edge)]
+            result = _both_sides(matrices(config.size)[2], image, emit.by_rows)
+            for i in range(edge):
+                for j in range(edge):
+                    emit.store(result[i][j], patches, slot, _int(i * edge + j), row, first)
+            return _with([copy], tirx.SeqStmt(emit.statements), "patch")
+
+        return _loop(w.in_channels // lanes, channels, "c")
+
+    return _named({"n": n, "top": y0 - w.padding[0], "left": x0 - w.padding[1]}, patch)
+
+
+def _product(tiling: Tiling, tensors: tuple[Expr, Expr, Expr], at: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
+    """Return one matrix product, patches x weights -> products; `at`: place in patches, channel block, position."""
+    w, config = tiling.workload, tiling.config
+    patches, weights, products = tensors
+    slot, block, position = at
+    width, by_lane = registers(target).lanes, uses_lanes(target, config.unroll)
+    vectors = config.block // width
+    acc = _buffer((config.tiles, vectors, width), "acc")
+
+    def each(body: Body) -> Stmt:
+        def row(t: Expr) -> Stmt:
+            return _unrolled(vectors, lambda k: _lanes(width, lambda lane: body(t, k, lane)), "v")
+
+        return _unrolled(config.tiles, row, "t")
+
+    def step(first: Expr, c: Expr) -> Stmt:
+        def add(t: Expr, k: Expr, lane: Expr) -> Stmt:
+            if by_lane:
+                value = lane_of(tirx.BufferLoad(patches, [slot, position, t, first]), c)
+            else:
+                value = tirx.BufferLoad(patches, [slot, position, t, first + c])
+            weight = tirx.BufferLoad(weights, [block, position, first + c, k * width + lane])
+            return tirx.BufferStore(acc, tirx.BufferLoad(acc, [t, k, lane]) + value * weight, [t, k, lane])
+
+        return each(add)
+
+    def keep(t: Expr, k: Expr, lane: Expr) -> Stmt:
+        return tirx.BufferStore(products, tirx.BufferLoad(acc, [t, k, lane]), [position, t, k * width + lane])
+
+    def steps(outer: Expr) -> Stmt:
+        return _unrolled(config.unroll, lambda c: step(outer * config.unroll, c), "ci")
+
+    zero = each(lambda t, k, lane: tirx.BufferStore(acc, tirx.const(0.0, "float32"), [t, k, lane]))
+    return _with([acc], tirx.SeqStmt([zero, _loop(w.in_channels // config.unroll, steps, "co"), each(keep)]), "product")
+
+
+def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
+    """Return the inverse transform and the stores of one tile; `where`: tile block, channel block, tile in block."""
+    w, config = tiling.workload, tiling.config
+    tile_block, channel_block, row = where
+    size, edge, lanes = config.size, config.patch, lanes_for(target, w.dtype, w.out_channels)
+    tile = tile_block * config.tiles + row
+    n, y0, x0 = _place(tiling, tile)
+
+    def outputs(n: Expr, y0: Expr, x0: Expr) -> Stmt:
+        def channels(vector: Expr) -> Stmt:
+            emit, first = _Vectors(lanes), vector * lanes
+            channel = channel_block * config.block + first
+            image = [[emit.load(products, _int(i * edge + j), row, first) for j in range(edge)] for i in range(edge)]
+            result = _both_sides(matrices(size)[0], image, emit.by_columns)
+            local = _buffer((size, size, lanes), "tile")
+            for i in range(size):
+                for j in range(size):
+                    emit.store(result[i][j], local, _int(i), _int(j), _int(0))
+
+            def store(i: Expr, j: Expr) -> Stmt:
+                def element(lane: Expr) -> Stmt:
+                    place = [n, y0 + i, x0 + j, channel + lane]
+                    return tirx.BufferStore(out, tirx.BufferLoad(local, [i, j, lane]), place)
+
+                # The last tile of a row or column may hold positions outside the output.
+                conditions = [tirx.any(i < w.out_height % size, y0 + i < w.out_height)] if w.out_height % size else []
+                conditions += [tirx.any(j < w.out_width % size, x0 + j < w.out_width)] if w.out_width % size else []
+                body = _lanes(lanes, element)
+                return tirx.IfThenElse(tirx.all(*conditions), body, None) if conditions else body
+
+            stores = _unrolled(size, lambda i: _unrolled(size, lambda j: store(i, j), _STORE_COLUMN), _STORE_ROW)
+            body = _with([local], tirx.SeqStmt([*emit.statements, stores]), "inverse")
+            return tirx.IfThenElse(channel < w.out_channels, body, None) if w.out_channels % config.block else body
+
+        return _loop(config.block // lanes, channels, "c")
+
+    body = _named({"n": n, "y0": y0, "x0": x0}, outputs)
+    return tirx.IfThenElse(tile < tiling.total, body, None) if tiling.total % config.tiles else body
+
+
+# -- the nests ---------------------------------------------------------------------------------------------------------
+
+
+def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) -> Any:  # noqa: ANN401 - a PrimFunc
+    """Return the PrimFunc (data NHWC, packed weights, output NHWC) of one convolution.
+
+    It is right as it is; `finish` moves what FuseOps appends to it from a loop nest of its own to the store.
+    """
+    w, tiling = workload, Tiling(workload, config)
+    out_shape = (w.batch, w.out_height, w.out_width, w.out_channels)
+    data = _buffer((w.batch, w.height, w.width, w.in_channels), "data")
+    weights = _buffer((tiling.channel_blocks, config.positions, w.in_channels, config.block), "weight")
+    slots = 1 if tiling.on_stack else config.parts or tiling.tile_blocks
+    patches = _buffer((slots, config.positions, config.tiles, w.in_channels), "patches")
+    conv, out = _buffer(out_shape, "winograd"), _buffer(out_shape, "conv_out")
+    products = _buffer((config.positions, config.tiles, config.block), "products")
+
+    def multiply(tile_block: Expr, channel_block: Expr, slot: Expr) -> Stmt:
+        def product(position: Expr) -> Stmt:
+            return _product(tiling, (patches, weights, products), (slot, channel_block, position), target)
+
+        def inverse(row: Expr) -> Stmt:
+            return _inverse(tiling, products, conv, (tile_block, channel_block, row), target)
+
+        phases = [_loop(config.positions, product, "position"), _loop(config.tiles, inverse, "row")]
+        return _with([products], tirx.SeqStmt(phases), "task")
+
+    if config.parts:
+        nests = [_one_nest(tiling, data, patches, multiply, target)]
+        reads, temporary = [data, weights], [] if tiling.on_stack else [patches]
+    else:
+        forward, back = _two_nests(tiling, data, patches, multiply, target)
+        nests = [_nest([data], [patches], "winograd_input", forward), back]
+        reads, temporary = [patches, weights], [patches]
+    writes = [conv, *temporary] if config.parts else [conv]
+    nests[-1] = _nest(reads, writes, "winograd", nests[-1], annotate_block("winograd", "winograd", config))
+    root = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*nests, _copy(conv, out)]), None, [conv, *temporary])
+    return tirx.PrimFunc([data, weights, out], _realize(root)).with_attr("s_tir", True)
+
+
+def _one_nest(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target: Target) -> Stmt:
+    """Return the nest whose tasks are parts of the image; each has a workspace for one block of tiles."""
+    config, parts = tiling.config, tiling.config.parts
+
+    def block(tile_block: Expr, slot: Expr) -> Stmt:
+        def transform(row: Expr) -> Stmt:
+            return _transform(tiling, data, patches, (tile_block, slot, row), target)
+
+        channels = _loop(tiling.channel_blocks, lambda cb: multiply(tile_block, cb, slot), "cb")
+        return tirx.SeqStmt([_loop(config.tiles, transform, "row"), channels])
+
+    def part(index: Expr) -> Stmt:
+        if tiling.on_stack:
+            return _with([patches], block(index, _int(0)), "part")
+        begin, end = (tirx.floordiv((index + k) * tiling.tile_blocks, parts) for k in (0, 1))
+
+        def blocks(begin: Expr, count: Expr) -> Stmt:
+            var = tirx.Var("tb", "int64")
+            return tirx.For(var, begin, count, tirx.ForKind.SERIAL, block(var, index))
+
+        return _named({"begin": begin, "count": end - begin}, blocks)
+
+    return _loop(parts, part, "task", tirx.ForKind.PARALLEL)
+
+
+def _two_nests(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target: Target) -> tuple[Stmt, Stmt]:
+    """Return the nest that transforms all patches, a task a tile, and the one whose tasks are blocks of products."""
+    config = tiling.config
+
+    def tile(index: Expr) -> Stmt:
+        names = {"tb": tirx.floordiv(index, config.tiles), "row": tirx.floormod(index, config.tiles)}
+        return _named(names, lambda tb, row: _transform(tiling, data, patches, (tb, tb, row), target))
+
+    def task(index: Expr) -> Stmt:
+        inner = tiling.tile_blocks if tiling.channels_first else tiling.channel_blocks
+        outer, rest = tirx.floordiv(index, inner), tirx.floormod(index, inner)
+        tb, cb = (rest, outer) if tiling.channels_first else (outer, rest)
+        return _named({"tb": tb, "cb": cb}, lambda tb, cb: multiply(tb, cb, tb))
+
+    tasks = tiling.tile_blocks * tiling.channel_blocks
+    parallel = tirx.ForKind.PARALLEL
+    return _loop(tiling.tile_blocks * config.tiles, tile, "task", parallel), _loop(tasks, task, "task", parallel)
+
+
+def _whole(buffer: Expr) -> Expr:
+    return tirx.BufferRegion(buffer, [ir.Range.from_min_extent(_int(0), d) for d in buffer.shape])
+
+
+def _nest(reads: list[Expr], writes: list[Expr], name: str, body: Stmt, notes: Mapping[str, str] | None = None) -> Stmt:
+    """Return a block around a loop nest, which `finish` will take out of it."""
+    regions = [[_whole(buffer) for buffer in group] for group in (reads, writes)]
+    return _realize(s_tir.SBlock([], *regions, name, body, None, [], [], dict(notes or {})))
+
+
+def _copy(source: Expr, destination: Expr) -> Stmt:
+    """Return the plain elementwise block that stores the result."""
+    shape = list(source.shape)
+    loops = [tirx.Var(f"i{k}", "int64") for k in range(len(shape))]
+    axes = [tirx.Var(f"v{k}", "int64") for k in range(len(shape))]
+    domains = [ir.Range.from_min_extent(_int(0), d) for d in shape]
+    iters = [tirx.IterVar(d, v, tirx.IterVar.DataPar) for d, v in zip(domains, axes, strict=True)]
+    points = [ir.Range.from_min_extent(v, _int(1)) for v in axes]
+    regions = [[tirx.BufferRegion(buffer, points)] for buffer in (source, destination)]
+    store = tirx.BufferStore(destination, tirx.BufferLoad(source, axes), axes)
+    block = s_tir.SBlock(iters, *regions, str(destination.name), store)
+    statement: Stmt = s_tir.SBlockRealize(loops, tirx.const(True, "bool"), block)
+    for loop, extent in reversed(list(zip(loops, shape, strict=True))):
+        statement = tirx.For(loop, _int(0), extent, tirx.ForKind.SERIAL, statement)
+    return statement
+
+
+# -- after fusion ------------------------------------------------------------------------------------------------------
+
+
+def schedule(sch: Any, anchor: Any, output: Any, config: WinogradConfig, target: Target) -> None:  # noqa: ANN401
+    """Schedule the block that stores the result as a nest of its own, in case `finish` has to leave it one."""
+    generic.schedule_elementwise(sch, output, target)
+
+
+def finish(function: Any, anchor: str, config: WinogradConfig, target: Target) -> Any:  # noqa: ANN401
+    """Store through the epilogue, and put the loops over tasks outermost.
+
+    Case 1: the one block after the anchor stores an elementwise function of its result: that function is applied to
+    the vectors the anchor would store, and the anchor's own result is never in memory.
+    Case 2: otherwise the blocks after it stay.
+    """
+    root = function.body.block
+    statements = list(root.body.seq)
+    (place,) = (k for k, item in enumerate(statements) if _is_nest(item) and str(item.block.name_hint) == anchor)
+    conv, *workspace = (region.source for region in statements[place].block.writes)
+    buffers = list(root.alloc_buffers)
+    last = _elementwise(statements[-1], conv)
+    if last is not None and place == len(statements) - 2:
+        statements[place] = _with_epilogue(statements[place], conv, last)
+        statements.pop()
+        buffers = [buffer for buffer in buffers if not buffer.same_as(conv)]
+    nests = [_turn_inside_out(item) if _is_nest(item) else item for item in statements]
+    body = nests[0] if len(nests) == 1 else tirx.SeqStmt(nests)
+    block = s_tir.SBlock([], [], [], "root", body, None, buffers, [], {WORKSPACE: workspace})
+    return function.with_body(_realize(block))
+
+
+def _is_nest(statement: Stmt) -> bool:
+    """Say whether a statement is one of `primitive`'s own nests."""
+    if not isinstance(statement, s_tir.SBlockRealize):
+        return False
+    body = statement.block.body
+    return isinstance(body, tirx.For) and body.kind == tirx.ForKind.PARALLEL
+
+
+def _turn_inside_out(realize: Stmt) -> Stmt:
+    """Return the nest's parallel loop around its block: lowering expects a loop over tasks outermost."""
+    block, loop = realize.block, realize.block.body
+    inner = s_tir.SBlock([], block.reads, block.writes, block.name_hint, loop.body)
+    return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, _realize(inner))
+
+
+def _elementwise(statement: Stmt, conv: Expr) -> Stmt | None:
+    """Return the block of case 1, or None."""
+    while isinstance(statement, tirx.For):
+        statement = statement.body
+    if not isinstance(statement, s_tir.SBlockRealize):
+        return None
+    block = statement.block
+    axes = [item.var for item in block.iter_vars]
+    if block.init is not None or not isinstance(block.body, tirx.BufferStore) or len(axes) != len(conv.shape):
+        return None
+
+    def plain(indices: Sequence[Expr]) -> bool:
+        return len(indices) == len(axes) and all(a.same_as(b) for a, b in zip(indices, axes, strict=True))
+
+    loads: list[bool] = []
+
+    def visit(load: Expr) -> None:
+        if load.source.same_as(conv):
+            loads.append(plain(load.indices))
+
+    tvm_ffi.structural_walk(block.body.value, [(ir.TensorLoad, visit)])
+    return block if loads and all(loads) and plain(block.body.indices) else None
+
+
+def _with_epilogue(realize: Stmt, conv: Expr, last: Stmt) -> Stmt:
+    """Return the anchor's nest with each store of a result replaced by the last block's store of its function."""
+    nest, axes = realize.block, [item.var for item in last.iter_vars]
+
+    def store(node: Stmt) -> Stmt:
+        if not node.buffer.same_as(conv):
+            return node
+        place = dict(zip(axes, node.indices, strict=True))
+
+        def load(item: Expr) -> Expr:
+            return node.value if item.source.same_as(conv) else item
+
+        body = tvm_ffi.structural_map(last.body, [(ir.TensorLoad, load)])
+        return tvm_ffi.structural_map(body, [(ir.Var, lambda var: place.get(var, var))])
+
+    def loop(node: Stmt) -> Stmt:
+        if str(node.loop_var.name) not in (_STORE_ROW, _STORE_COLUMN):
+            return node
+        return tirx.For(node.loop_var, node.min, node.extent, tirx.ForKind.SERIAL, node.body)
+
+    body = tvm_ffi.structural_map(nest.body, [(tirx.BufferStore, store)])
+    if generic.is_expensive(last):  # much code: once is enough
+        body = tvm_ffi.structural_map(body, [(tirx.For, loop)])
+    reads = [*nest.reads, *(_whole(region.source) for region in last.reads if not region.source.same_as(conv))]
+    kept = [region for region in nest.writes if not region.source.same_as(conv)]
+    writes = [*(_whole(region.source) for region in last.writes), *kept]
+    return _realize(s_tir.SBlock([], reads, writes, nest.name_hint, body, None, [], [], nest.annotations))
+
+
+__all__ = ["WORKSPACE", "finish", "primitive", "schedule"]
