@@ -130,19 +130,22 @@ class Tiling:
 
 @cache
 def matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (A^T [m, a], G [a, 3], B^T [a, a]) of F(m, 3) in float64: Toom and Cook's interpolation, transposed."""
-    points = POINTS[size]
+    """Return (A^T [m, a], G [a, 3], B^T [a, a]) of F(m, 3) in float64: Toom and Cook's interpolation, transposed.
+
+    Row i of B^T holds the coefficients of the product of (x - p) over the other points, lowest power first; the row of
+    infinity that over all points. What interpolation divides by is left to G.
+    """
+    points, patch = POINTS[size], size + 2
+    others = [[p for p in points if p != point] for point in points]
+    bt = np.zeros((patch, patch))
+    for row, roots in enumerate([*others, list(points)]):
+        bt[row, : len(roots) + 1] = np.poly(roots)[::-1]
+    divisors = [float(np.prod([point - p for p in roots])) for point, roots in zip(points, others, strict=True)]
 
     def powers(count: int) -> np.ndarray:
-        rows = [[p**k for k in range(count)] for p in points]
-        return np.array([*rows, [0.0] * (count - 1) + [1.0]])
+        return np.array([*([p**k for k in range(count)] for p in points), [0.0] * (count - 1) + [1.0]])
 
-    bt = np.linalg.inv(powers(size + 2)).T
-    # The smallest coefficient of each row of B^T becomes 1, made up for in G: fewer multiplications. All coefficients
-    # are then multiples of 2^-20, which the inverse found only up to rounding.
-    scale = np.array([1.0 / np.abs(row[np.abs(row) > 1e-9]).min() for row in bt])
-    bt = np.round(bt * scale[:, None] * 2.0**20) / 2.0**20
-    return powers(size).T, powers(3) / scale[:, None], bt
+    return powers(size).T, powers(3) / np.array([*divisors, 1.0])[:, None], bt
 
 
 def pack_weight(weight: np.ndarray, config: WinogradConfig) -> np.ndarray:
