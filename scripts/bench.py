@@ -1,6 +1,6 @@
 """Times compiled models next to the interpreter of their format and keeps the table.
 
-usage: bench.py [MODEL ...] [--threads 1,2] [--seconds 10] [--no-append]
+usage: bench.py [MODEL ...] [--threads 1,2] [--seconds 10] [--openvino] [--no-append]
 
 Each engine has a process of its own; they take turns on the same input, and those whose turn it is not are stopped
 (`ingot bench --against` measures the same way). A time counts only if the outputs agree.
@@ -18,6 +18,7 @@ import shlex
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,30 @@ def outputs(peer: Peer) -> list[np.ndarray[Any, Any]]:
     return result
 
 
-def measure(model: Path, so: Path, threads: int, seconds: float) -> Row:
-    """Time one model with one thread count."""
-    engine = "litert" if model.suffix == ".tflite" else "onnxruntime"
+def engines(model: Path, wanted: Sequence[str]) -> list[str]:
+    """The peers a model is timed with: LiteRT for TFLite, else ONNX Runtime and those asked for."""
+    return ["litert"] if model.suffix == ".tflite" else ["onnxruntime", *wanted]
+
+
+def measure(model: Path, so: Path, threads: int, seconds: float, wanted: Sequence[str] = ()) -> list[Row]:
+    """Time one model with one thread count; one row for each peer, all from one interleaved run."""
+    names = engines(model, wanted)
     with contextlib.closing(ingot.load(so, threads=1)) as net:
         feeds = random_feeds(net.inputs, seed=0)
-    with peers([("ingot", so), (engine, model)], threads, [feeds, feeds]) as (ours, theirs):
-        error = disagreement(outputs(ours), outputs(theirs), engine)
-        interleave([ours, theirs], seconds)
-    a, b = (statistics.median(peer.seconds) * 1e3 for peer in (ours, theirs))
-    return Row(model.stem, threads, engine, a, b, min(len(ours.seconds), len(theirs.seconds)), error)
+    contestants = [("ingot", so), *((name, model) for name in names)]
+    with peers(contestants, threads, [feeds] * len(contestants)) as (ours, *others):
+        found = outputs(ours)
+        # OpenVINO's own choice of precision is no reference for the values.
+        errors = [
+            "-" if n == "openvino-default" else disagreement(found, outputs(o), n)
+            for n, o in zip(names, others, strict=True)
+        ]
+        interleave([ours, *others], seconds)
+    mine = statistics.median(ours.seconds) * 1e3
+    return [
+        Row(model.stem, threads, n, mine, statistics.median(o.seconds) * 1e3, min(len(ours.seconds), len(o.seconds)), e)
+        for n, o, e in zip(names, others, errors, strict=True)
+    ]
 
 
 def default_models() -> list[Path]:
@@ -120,7 +135,7 @@ def markdown(rows: list[Row], command: str, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure_all(models: list[Path], threads: list[int], seconds: float) -> list[Row]:
+def measure_all(models: list[Path], threads: list[int], seconds: float, wanted: Sequence[str] = ()) -> list[Row]:
     """Compile each model for this machine and time it; prints each row as it comes. Raises IngotError."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="ingot-bench-") as folder:
@@ -128,13 +143,13 @@ def measure_all(models: list[Path], threads: list[int], seconds: float) -> list[
             so = Path(folder) / "model.so"
             ingot.compile(model, target="native", selftest=False).save(so)
             for count in threads:
-                row = measure(model, so, count, seconds)
-                rows.append(row)
-                print(
-                    f"{row.model:<24} threads {count}  ingot {row.ours:8.3f} ms  {row.peer} {row.theirs:8.3f} ms  "
-                    f"ratio {row.theirs / row.ours:5.2f}",
-                    flush=True,
-                )
+                for row in measure(model, so, count, seconds, wanted):
+                    rows.append(row)
+                    print(
+                        f"{row.model:<24} threads {count}  ingot {row.ours:8.3f} ms  {row.peer} {row.theirs:8.3f} ms  "
+                        f"ratio {row.theirs / row.ours:5.2f}",
+                        flush=True,
+                    )
     return rows
 
 
@@ -144,12 +159,15 @@ def main() -> int:
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="ONNX or TFLite files")
     parser.add_argument("--threads", default="1,2", help="comma separated counts (default: 1,2)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each engine for each row (default: 10)")
+    parser.add_argument("--openvino", action="store_true", help="OpenVINO too, in float32 and as it chooses")
     parser.add_argument("--no-append", action="store_true", help=f"do not add the table to {PAGE.relative_to(REPO)}")
     args = parser.parse_args()
     if not all(word.isascii() and word.isdecimal() for word in args.threads.split(",")):
         parser.error(f"--threads takes numbers with commas between them, not {args.threads!r}")
     try:
-        rows = measure_all(args.models or default_models(), [int(n) for n in args.threads.split(",")], args.seconds)
+        wanted = ("openvino", "openvino-default") if args.openvino else ()
+        counts = [int(n) for n in args.threads.split(",")]
+        rows = measure_all(args.models or default_models(), counts, args.seconds, wanted)
     except ingot.IngotError as error:
         print(error, file=sys.stderr)
         return error.exit_code

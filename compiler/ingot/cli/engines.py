@@ -66,6 +66,36 @@ def _litert(model: Path, threads: int, inputs: dict[str, Array]) -> Callable[[],
     return create
 
 
+def _openvino(precision: str) -> Callable[[Path, int, dict[str, Array]], Callable[[], Runner]]:
+    """OpenVINO's CPU plugin: "f32", or "" for what it chooses itself (bfloat16 where the CPU has it)."""
+
+    def load(model: Path, threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
+        import openvino
+
+        def create() -> Runner:
+            options: dict[str, Any] = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": 1,
+            }
+            if precision:
+                options["INFERENCE_PRECISION_HINT"] = precision
+            core = openvino.Core()
+            net = core.read_model(str(model))
+            net.reshape({port: inputs[port.get_any_name()].shape for port in net.inputs})
+            request = core.compile_model(net, "CPU", options).create_infer_request()
+
+            def run() -> list[Array]:
+                results = request.infer(inputs)
+                return [np.asarray(results[i]) for i in range(len(net.outputs))]
+
+            return run
+
+        return create
+
+    return load
+
+
 def _reference(model: Path, _threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
     from onnx.reference import ReferenceEvaluator
 
@@ -82,9 +112,17 @@ ENGINES: dict[str, Callable[[Path, int, dict[str, Array]], Callable[[], Runner]]
     "onnxruntime": _onnxruntime,
     "litert": _litert,
     "reference": _reference,
+    "openvino": _openvino("f32"),
+    "openvino-default": _openvino(""),
 }
 #: Engine -> the package to install for it.
-PACKAGES = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert", "reference": "onnx"}
+PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "litert": "ai-edge-litert",
+    "reference": "onnx",
+    "openvino": "openvino",
+    "openvino-default": "openvino",
+}
 
 
 def engines_for(source_format: str) -> Sequence[str]:
