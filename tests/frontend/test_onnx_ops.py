@@ -274,7 +274,7 @@ def test_negative_pads_cut(pads: list[int], tmp_path: Path, run_imported: Callab
     ("op", "attributes", "inputs", "word"),
     [
         ("BatchNormalization", {"training_mode": 1}, ["x", "c", "c", "c", "c"], "training"),
-        ("Resize", {"mode": "linear", "antialias": 1}, ["x", "", "", "sizes"], "antialias"),
+        ("Resize", {"mode": "linear", "coordinate_transformation_mode": "odd"}, ["x", "", "", "sizes"], "odd"),
         ("Pad", {}, ["x", "amounts"], "static shape"),
     ],
 )

@@ -76,16 +76,11 @@ def _spec(name: str, kind: TensorType) -> TensorSpec:
 
 
 def _check_tensor(where: str, kind: TensorType) -> None:
-    count = checked_count(kind.shape, element_bits(kind.elem, where), where)
+    checked_count(kind.shape, element_bits(kind.elem, where), where)
     if dtype_name(kind.elem) not in _RELAX_DTYPES:
         allowed = ", ".join(sorted(_RELAX_DTYPES))
         raise UnsupportedError(
             "a tensor's data type is not supported", where=where, found=dtype_name(kind.elem), allowed=allowed
-        )
-    if count == 0:
-        hint = "give a shape without zeros"
-        raise UnsupportedError(
-            "a tensor without elements is not supported", where=where, found=str(list(kind.shape)), hint=hint
         )
 
 
@@ -200,7 +195,8 @@ class _Importer:
         return self.weights.add(name, array)
 
     def _convert(self, node: onnx.NodeProto, label: str) -> None:
-        typed = [name for name in node.output if name in self.graph.types]
+        # A tensor without elements is a constant, whatever its node computes.
+        typed = [name for name in node.output if name in self.graph.types and name not in self.graph.constants]
         for name in typed:
             _check_tensor(f"{label}, output {name!r}", self.graph.types[name])
         context = Context(

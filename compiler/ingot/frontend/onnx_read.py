@@ -177,7 +177,7 @@ def _inline_functions(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         for _, node in all_nodes(proto.graph):
             if not is_supported(node.domain, node.op_type) and onnx.defs.has(node.op_type, opset, node.domain):
                 schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
-                if schema.has_function or schema.has_context_dependent_function:
+                if schema.has_function and not schema.has_context_dependent_function:
                     wanted.add((node.domain, node.op_type))
                     _write_defaults(node, schema)
         if wanted:
@@ -202,13 +202,23 @@ def _write_defaults(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
 def _refuse_unknown_operators(proto: onnx.ModelProto) -> None:
     from ingot.frontend.onnx_ops import is_supported
 
+    opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     refused: dict[str, list[str]] = {}
     for index, node in all_nodes(proto.graph):
-        if not is_supported(node.domain, node.op_type):
+        # Bodies that depend on input types are written out later, when every type is known.
+        if not is_supported(node.domain, node.op_type) and not _has_body(node, opset):
             domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
             name = node.name or f"#{index} -> {next((out for out in node.output if out), '')}"
             refused.setdefault(domain + node.op_type, []).append(name)
     refuse_operators(refused)
+
+
+def _has_body(node: onnx.NodeProto, opset: int) -> bool:
+    import onnx
+
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset, ""):
+        return False
+    return bool(onnx.defs.get_schema(node.op_type, opset, "").has_context_dependent_function)
 
 
 def refuse_operators(refused: dict[str, list[str]]) -> None:

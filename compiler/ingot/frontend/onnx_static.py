@@ -15,7 +15,8 @@ import numpy as np
 
 from ingot.errors import ModelError, UnsupportedError
 from ingot.frontend.liveness import is_view
-from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label
+from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, Labelled, Unroller, check_steps, function_body, rename
+from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label, refuse_operators
 from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
 
 if TYPE_CHECKING:
@@ -81,21 +82,115 @@ class _Walker:
         self.used.discard("")
         self.folded_bytes = 0
         self.inlined = 0
+        self.expanded = 0
+        self.unroller = Unroller(model.opset, self._constant)
         for name, array in model.initializers.items():
             self._constant(name, array)
+        for name, kind in inputs.items():
+            if 0 in kind.shape:
+                self._constant(name, _empty(kind))
 
     def run(self) -> StaticGraph:
         queue = deque((node, node_label(node, index)) for index, node in enumerate(self.model.proto.graph.node))
         while queue:
             node, label = queue.popleft()
-            if node.op_type == "If" and node.domain in ("", "ai.onnx"):
-                queue.extendleft(reversed(self._inline_if(node, label)))
+            inner = self._expanded(node, label)
+            if inner is None:
+                self._visit(node, label)
                 continue
-            self._visit(node, label)
+            self.expanded += len(inner)
+            if self.expanded > MAX_EXPANDED_NODES:
+                allowed = f"at most {MAX_EXPANDED_NODES} nodes"
+                raise UnsupportedError("loops and functions make the graph too large", where=label, allowed=allowed)
+            for copy, _ in inner:
+                self.used.update(name for _, held in all_nodes_of(copy) for name in held.input if name)
+            queue.extendleft(reversed(inner))
         for name in self.static.outputs:
             if name not in self.static.types:
                 raise ModelError("an output is not computed by any node", where=f"output {name!r}")
         return self.static
+
+    def _expanded(self, node: onnx.NodeProto, label: str) -> list[Labelled] | None:
+        """The nodes that stand for this one: of a branch, a loop's steps or a function; None for a plain operator."""
+        import onnx
+
+        from ingot.frontend.onnx_ops import is_supported
+
+        if node.domain in ("", "ai.onnx") and node.op_type in ("If", "Scan", "Loop"):
+            self._check_inputs(node, label)
+            if node.op_type == "Scan" and self.static.opset < 9:
+                raise UnsupportedError("Scan of opset 8 is not supported", where=label, hint="export for opset 9")
+            if node.op_type == "If":
+                return self._inline_if(node, label)
+            if node.op_type == "Scan":
+                return self.unroller.scan(node, [self.static.types[name].shape for name in node.input], label)
+            return self._unroll_loop(node, label)
+        if is_supported(node.domain, node.op_type):
+            return None
+        self._check_inputs(node, label)
+        types = []
+        for name in node.input:
+            kind = self.static.types.get(name)
+            types.append(
+                onnx.TypeProto() if kind is None else onnx.helper.make_tensor_type_proto(kind.elem, kind.shape)
+            )
+        self.inlined += 1
+        version = self.opsets.get(node.domain, self.static.opset)
+        body = function_body(node, version, types, label, f"body{self.inlined}/")
+        if body is None:
+            refuse_operators({node.op_type: [label]})
+        return body
+
+    def _check_inputs(self, node: onnx.NodeProto, label: str) -> None:
+        for name in node.input:
+            if name and name not in self.static.types:
+                raise ModelError("a node reads a tensor that nothing computes", where=label, found=repr(name))
+
+    def _unroll_loop(self, node: onnx.NodeProto, label: str) -> list[Labelled]:
+        """The steps of a Loop whose trip count is constant and whose condition stays true."""
+        import onnx
+
+        body = next((attribute.g for attribute in node.attribute if attribute.name == "body"), None)
+        if body is None:
+            raise ModelError("a Loop has no body", where=label)
+        trips = self.static.constants.get(node.input[0]) if node.input[0] else None
+        start = self.static.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        if trips is None or (start is None and len(node.input) > 1 and node.input[1]):
+            raise UnsupportedError(
+                "a Loop whose trip count is not constant is not supported",
+                where=label,
+                found=f"{node.input[0] or 'no trip count'!r} is computed at run time",
+                hint="export the model with a fixed number of steps",
+            )
+        if not _stays_true(body):
+            raise UnsupportedError(
+                "a Loop that may end early is not supported",
+                where=label,
+                found=f"its condition {body.output[0].name!r} is computed in the body",
+                hint="export the model with a fixed number of steps",
+            )
+        running = start is None or bool(start.reshape(-1)[0])
+        steps = check_steps(int(trips.reshape(-1)[0]) if running else 0, label)
+        states, nodes = list(node.input[2:]), list[Labelled]()
+        collected: list[list[str]] = [[] for _ in body.output[1 + len(states) :]]
+        self.inlined += 1
+        always = f"loop{self.inlined}/true"
+        self._constant(always, np.array(True))
+        for step in range(steps):
+            number = f"loop{self.inlined}/number{step}"
+            self._constant(number, np.array(step, dtype=np.int64))
+            inner, results = self.unroller.step(body, [number, always, *states], label)
+            nodes.extend(inner)
+            states = results[1 : 1 + len(states)]
+            for place, name in enumerate(results[1 + len(states) :]):
+                collected[place].append(name)
+        for final, name in zip(states, node.output, strict=False):
+            if name:
+                nodes.append((onnx.helper.make_node("Identity", [final], [name]), label))
+        for parts, name in zip(collected, node.output[len(states) :], strict=False):
+            if name:
+                nodes.extend(self.unroller.stacked(parts, 0, name, label))
+        return nodes
 
     def _constant(self, name: str, array: np.ndarray) -> None:
         import onnx
@@ -105,9 +200,7 @@ class _Walker:
         self.static.constants[name] = array
 
     def _visit(self, node: onnx.NodeProto, label: str) -> None:
-        for name in node.input:
-            if name and name not in self.static.types:
-                raise ModelError("a node reads a tensor that nothing computes", where=label, found=repr(name))
+        self._check_inputs(node, label)
         if not any(name in self.used for name in node.output):
             return
         simple = self._simple_constant(node, label)
@@ -137,6 +230,11 @@ class _Walker:
                 hint="fix the model's input shapes, or give the operator constant sizes",
             )
         self.static.types.update({name: kind for name, kind in inferred.items() if kind is not None})
+        for name, kind in inferred.items():
+            if kind is not None and 0 in kind.shape:
+                self._constant(name, _empty(kind))
+        if all(name in self.static.constants for name in inferred):
+            return
         self.static.nodes.append((node, label))
 
     def _simple_constant(self, node: onnx.NodeProto, label: str) -> np.ndarray | None:
@@ -162,6 +260,14 @@ class _Walker:
                 raise ModelError("ConstantOfShape needs a value of one element", where=label, found=str(value.shape))
             # A broadcast view: no memory for weights that are one number repeated.
             return np.broadcast_to(value.reshape(()), shape)
+        if node.op_type == "Range" and all(name in constants and constants[name].size == 1 for name in node.input):
+            # ONNX's own function bodies hand it one-element vectors, which its shape inference refuses.
+            start, limit, delta = (constants[name].reshape(()) for name in node.input)
+            if start.dtype.kind in "iu" and int(delta) != 0:
+                size = max(-(-(int(limit) - int(start)) // int(delta)), 0)
+                checked_count((size,), start.dtype.itemsize * 8, label)
+                if size * start.dtype.itemsize <= FOLD_BYTES:
+                    return np.arange(int(start), int(limit), int(delta), dtype=start.dtype)
         if node.op_type in ("Identity", "Dropout") and node.input[0] in constants and not any(node.output[1:]):
             return constants[node.input[0]]
         return None
@@ -260,7 +366,7 @@ class _Walker:
         for index, inner in enumerate(branch.node):
             copy = onnx.NodeProto()
             copy.CopyFrom(inner)
-            _rename(copy, renamed)
+            rename(copy, renamed)
             copies.append((copy, node_label(inner, index)))
             self.used.update(name for name in copy.input if name)
         for outer, result in zip(node.output, branch.output, strict=False):
@@ -271,15 +377,37 @@ class _Walker:
         return copies
 
 
-def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
-    node.input[:] = [names.get(name, name) for name in node.input]
-    node.output[:] = [names.get(name, name) for name in node.output]
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-            for inner in graph.node:
-                _rename(inner, names)
-            for result in graph.output:
-                result.name = names.get(result.name, result.name)
+def all_nodes_of(node: onnx.NodeProto) -> list[tuple[int, onnx.NodeProto]]:
+    """A node and the nodes inside the graphs it holds."""
+    inner = (
+        item
+        for attribute in node.attribute
+        for graph in ((attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ())
+        for item in all_nodes(graph)
+    )
+    return [(0, node), *inner]
+
+
+def _empty(kind: TensorType) -> np.ndarray:
+    """A tensor without elements: there is nothing to know about its values, so it is a constant."""
+    import onnx
+
+    return np.zeros(kind.shape, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem))
+
+
+def _stays_true(body: onnx.GraphProto) -> bool:
+    """Whether a Loop's body hands its condition on, or says true."""
+    name = body.output[0].name
+    makers = {output: node for node in body.node for output in node.output}
+    while name in makers and makers[name].op_type == "Identity":
+        name = makers[name].input[0]
+    if name == body.input[1].name:
+        return True
+    maker = makers.get(name)
+    if maker is not None and maker.op_type == "Constant":
+        attributes = {attribute.name: attribute for attribute in maker.attribute}
+        return bool(np.all(_constant_value(attributes, "Loop")))
+    return any(tensor.name == name and bool(np.all(tensor_array(tensor, "Loop"))) for tensor in body.initializer)
 
 
 def _constant_value(attributes: dict[str, onnx.AttributeProto], label: str) -> np.ndarray:

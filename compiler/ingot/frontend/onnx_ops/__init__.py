@@ -29,10 +29,11 @@ _FAMILIES = (
     "resize",
     "search",
     "shape",
+    "signal",
 )
 
-# Handled before conversion: they become constants, or one of their branches.
-_STATIC = frozenset(("Constant", "ConstantOfShape", "Shape", "Size", "If"))
+# Handled before conversion: they become constants, one of their branches, or their steps.
+_STATIC = frozenset(("Constant", "ConstantOfShape", "Shape", "Size", "If", "Scan", "Loop"))
 
 # In TVM's table, but without static tensors as results.
 _NOT_TENSORS = frozenset(
@@ -40,8 +41,8 @@ _NOT_TENSORS = frozenset(
         "Optional", "OptionalHasElement", "OptionalGetElement", "SequenceConstruct", "SequenceEmpty", "SequenceErase",
         "SequenceInsert", "SequenceLength", "ConcatFromSequence", "SplitToSequence", "SequenceAt", "Unique", "NonZero",
         "Compress", "NonMaxSuppression", "AllClassNMS", "EmbedLayerNormalization",
-        # Reads where a float input points: nothing keeps that inside the tensor.
-        "MaxRoiPool",
+        # Reads or writes where an input points: nothing keeps that inside the tensor.
+        "MaxRoiPool", "MaxUnpool",
     )
 )  # fmt: skip
 # TVM's converters take fewer forms of these than ONNX's own function bodies, which are used instead.

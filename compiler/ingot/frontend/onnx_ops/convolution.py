@@ -25,19 +25,18 @@ def _pads(ctx: Context, kernel: list[int], strides: list[int], dilations: list[i
     return begins + ends
 
 
-@converts("Conv")
-def _conv(ctx: Context) -> Expr:
+def convolution(ctx: Context, data: Expr, weight: Expr, shape: tuple[int, ...]) -> Expr:
+    """The convolution of `data` with `weight` (of this shape), by the node's attributes and without its bias."""
     from tvm import relax
 
-    kernel = list(ctx.shape(1)[2:])
+    kernel = list(shape[2:])
     dims = len(kernel)
     if dims not in _LAYOUTS:
         raise ctx.unsupported(f"{dims} spatial dimensions", "1 to 3")
     strides, dilations = spread(ctx.attr("strides"), dims, 1), spread(ctx.attr("dilations"), dims, 1)
-    operator = getattr(relax.op.nn, f"conv{dims}d")
-    result = operator(
-        ctx.inputs[0],
-        ctx.inputs[1],
+    return getattr(relax.op.nn, f"conv{dims}d")(
+        data,
+        weight,
         strides=strides,
         padding=_pads(ctx, kernel, strides, dilations),
         dilation=dilations,
@@ -45,8 +44,16 @@ def _conv(ctx: Context) -> Expr:
         data_layout=_LAYOUTS[dims][0],
         kernel_layout=_LAYOUTS[dims][1],
     )
+
+
+@converts("Conv")
+def _conv(ctx: Context) -> Expr:
+    from tvm import relax
+
+    result = convolution(ctx, ctx.inputs[0], ctx.inputs[1], ctx.shape(1))
     if not ctx.has(2):
         return result
+    dims = len(ctx.shape()) - 2
     return relax.op.add(result, relax.op.reshape(ctx.inputs[2], (1, ctx.shape(1)[0], *[1] * dims)))
 
 

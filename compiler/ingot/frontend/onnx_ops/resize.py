@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ingot.frontend.onnx_ops.context import Context, converts
+from ingot.frontend.onnx_ops.resize_axes import resize_by_axes
 from ingot.frontend.tvm_types import Expr
 
 _COORDINATES = frozenset(
@@ -36,18 +37,17 @@ def _resize(ctx: Context) -> Expr:
             if factor > 1:
                 x = ctx.emit(relax.op.repeat(x, factor, axis))
         return x
-    if len(source) not in (3, 4) or source[:2] != target[:2]:
-        raise ctx.unsupported(f"{list(source)} to {list(target)}", "resizing the last one or two of [N, C, ...]")
-    if ctx.attr("antialias", 0) or ctx.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise ctx.unsupported("antialias or keep_aspect_ratio_policy", "plain resizing")
-    if mode not in ("nearest", "linear", "cubic") or coordinates not in _COORDINATES:
+    if mode not in ("nearest", "linear", "cubic") or coordinates not in _COORDINATES | {"tf_crop_and_resize"}:
         raise ctx.unsupported(f"mode {mode!r}, coordinates {coordinates!r}", "nearest, linear or cubic")
-    _check_scales(ctx)
+    image = len(source) in (3, 4) and source[:2] == target[:2] and coordinates in _COORDINATES
+    special = ctx.attr("antialias", 0) or ctx.attr("keep_aspect_ratio_policy", "stretch") != "stretch"
+    if not image or special or not _whole_sizes(ctx):
+        return resize_by_axes(ctx, mode, coordinates, rounding)
     x = ctx.inputs[0]
     if len(source) == 3:
         x = relax.op.reshape(x, (source[0], source[1], 1, source[2]))
     if coordinates == "half_pixel_symmetric":
-        coordinates = "half_pixel"  # the same where output sizes are whole, which _check_scales made sure of
+        coordinates = "half_pixel"  # the same where output sizes are whole, which _whole_sizes made sure of
     result = relax.op.image.resize2d(
         x,
         size=(1, target[2]) if len(source) == 3 else target[2:],
@@ -61,13 +61,14 @@ def _resize(ctx: Context) -> Expr:
     return relax.op.reshape(result, target) if len(source) == 3 else result
 
 
-def _check_scales(ctx: Context) -> None:
-    """Relax computes scales from sizes: refuse scales that sizes do not reproduce."""
+def _whole_sizes(ctx: Context) -> bool:
+    """Whether the sizes reproduce the scales, as Relax, which computes scales from sizes, needs it."""
     index = 1 if ctx.node.op_type == "Upsample" or ctx.opset < 11 else 2
     given = ctx.value(index)
     scales = given.reshape(-1).tolist() if given is not None else ctx.attr("scales")
     if not scales:
-        return
-    for scale, out, size in zip(scales, ctx.out_shape(), ctx.shape(), strict=False):
-        if abs(scale * size - out) > 1e-3 and ctx.attr("coordinate_transformation_mode") != "align_corners":
-            raise ctx.unsupported(f"scale {scale} of {size}, which is no whole size", "scales that give whole sizes")
+        return True
+    if ctx.attr("axes"):
+        return False
+    pairs = zip(scales, ctx.out_shape(), ctx.shape(), strict=True)
+    return all(abs(scale * size - out) <= 1e-3 for scale, out, size in pairs)

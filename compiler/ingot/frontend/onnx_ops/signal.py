@@ -1,0 +1,80 @@
+"""Fourier transforms of a known length: products with constant matrices of cosines and sines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
+from ingot.frontend.tvm_types import Expr
+
+# Elements of the matrix: the definition is quadratic in the length.
+_MAX_MATRIX = 2**24
+
+
+def _matrices(ctx: Context, length: int, rows: int, inverse: bool, dtype: str) -> tuple[Expr, Expr]:
+    """Cosines and sines [length, rows]; each place of the product `i * k` is reduced before it becomes an angle."""
+    if length * rows > _MAX_MATRIX:
+        raise ctx.unsupported(f"a transform of {length} to {rows}", f"at most {_MAX_MATRIX} factors")
+    turns = np.outer(np.arange(length), np.arange(rows)) % length / length
+    angles = 2 * np.pi * turns * (1 if inverse else -1)
+    factor = 1 / length if inverse else 1.0
+    kind = np.dtype(dtype)
+    return ctx.array("cosines", (np.cos(angles) * factor).astype(kind)), ctx.array(
+        "sines", (np.sin(angles) * factor).astype(kind)
+    )
+
+
+@converts("DFT")
+def _dft(ctx: Context) -> Expr:
+    from tvm import relax
+
+    shape, rank = ctx.shape(), len(ctx.shape())
+    inverse, onesided = bool(ctx.attr("inverse", 0)), bool(ctx.attr("onesided", 0))
+    axis = ctx.attr("axis", 1) if ctx.opset < 20 else -2
+    if ctx.has(2):
+        axis = int(ctx.need(2, "axis").reshape(()))
+    axis = normal_axis(axis, rank)
+    length = int(ctx.need(1, "length").reshape(())) if ctx.has(1) else 0
+    whole_back = inverse and onesided
+    length = length or (2 * (shape[axis] - 1) if whole_back else shape[axis])
+    parts = shape[-1]
+    order = [i for i in range(rank - 1) if i != axis] + [axis]
+    back = [order.index(i) for i in range(rank - 1)]
+
+    def part(index: int) -> Expr:
+        cut = relax.op.strided_slice(ctx.inputs[0], [rank - 1], [index], [index + 1], [1])
+        flat = ctx.emit(relax.op.permute_dims(ctx.emit(relax.op.reshape(cut, shape[:-1])), order))
+        have = shape[axis]
+        if whole_back:
+            flat = _mirrored(ctx, flat, have, length, negative=index == 1)
+        elif have > length:
+            flat = relax.op.strided_slice(flat, [rank - 2], [0], [length], [1])
+        elif have < length:
+            flat = relax.op.nn.pad(flat, [*[0] * (2 * (rank - 2)), 0, length - have])
+        return ctx.emit(flat)
+
+    rows = ctx.out_shape()[axis]
+    cosines, sines = _matrices(ctx, length, rows, inverse, ctx.dtype())
+    real = part(0)
+    first, second = relax.op.matmul(real, cosines), relax.op.matmul(real, sines)
+    if parts == 2:
+        imaginary = part(1)
+        first = relax.op.subtract(first, relax.op.matmul(imaginary, sines))
+        second = relax.op.add(second, relax.op.matmul(imaginary, cosines))
+    results = [first, second][: ctx.out_shape()[-1]]
+    return relax.op.stack([ctx.emit(relax.op.permute_dims(ctx.emit(item), back)) for item in results], axis=rank - 1)
+
+
+def _mirrored(ctx: Context, x: Expr, have: int, length: int, *, negative: bool) -> Expr:
+    """The whole spectrum of a real signal from its first half, along the last axis."""
+    from tvm import relax
+
+    places = np.arange(length)
+    mirrored = places >= have
+    source = np.where(mirrored, length - places, places)
+    beyond = (source >= have) | (source < 0)
+    sign = np.where(mirrored & negative, -1.0, 1.0) * ~beyond
+    whole = ctx.emit(
+        relax.op.take(x, ctx.array("mirror", np.where(beyond, 0, source)), len(ctx.shape()) - 2, mode="clip")
+    )
+    return relax.op.multiply(whole, ctx.array(f"signs{int(negative)}", sign.astype(np.dtype(ctx.dtype()))))
