@@ -263,6 +263,13 @@ CASES: tuple[Case, ...] = (
         _npz("iris_mlp/inputs_and_reference.npz", "output"),
     ),
     Case(
+        "resnet8_int8_qoperator/resnet8_int8_qoperator.onnx",
+        12,
+        _map(_CIFAR, "images", lambda x: _nchw(_float(x))),
+        _npz("resnet8_int8_qoperator/reference_outputs.npz", "output"),
+        required=False,
+    ),
+    Case(
         "stories260k/stories260k_static64.onnx",
         1,
         _whole("stories260k/reference.npz", "input_tokens_64"),

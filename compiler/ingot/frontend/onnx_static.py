@@ -15,6 +15,7 @@ import numpy as np
 
 from ingot.errors import ModelError, UnsupportedError
 from ingot.frontend.liveness import is_view
+from ingot.frontend.onnx_contrib import DOMAIN, OPERATORS, contrib_body
 from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, Labelled, Unroller, check_steps, function_body, rename
 from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label, refuse_operators
 from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
@@ -125,6 +126,11 @@ class _Walker:
             if node.op_type == "Scan":
                 return self.unroller.scan(node, [self.static.types[name].shape for name in node.input], label)
             return self._unroll_loop(node, label)
+        if node.domain == DOMAIN and node.op_type in OPERATORS:
+            self._check_inputs(node, label)
+            self.inlined += 1
+            shapes = {name: self.static.types[name].shape for name in node.input if name}
+            return contrib_body(node, label, f"body{self.inlined}/", shapes, self.static.opset)
         if is_supported(node.domain, node.op_type):
             return None
         self._check_inputs(node, label)

@@ -10,6 +10,7 @@ import functools
 import importlib
 from typing import TYPE_CHECKING
 
+from ingot.frontend.onnx_contrib import OPERATORS
 from ingot.frontend.onnx_ops.context import TABLE, Context, Converter
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def is_supported(domain: str, operator: str) -> bool:
     if own_converter(domain, operator) is not None:
         return True
     if domain == "com.microsoft":
+        if operator in OPERATORS:
+            return True
         return operator in _CONTRIB and operator in tvm_converters()
     if domain not in ("", "ai.onnx"):
         return False
