@@ -9,7 +9,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from ingot.errors import CompilerError
-from ingot.schedules import conv2d, conv2d_int8, depthwise, generic, rows, winograd, winograd_nests
+from ingot.schedules import attention, conv2d, conv2d_int8, depthwise, generic, rows, winograd, winograd_nests
 from ingot.target import Target
 
 
@@ -30,9 +30,14 @@ TEMPLATES: dict[str, Template] = {
     "conv2d": Template(conv2d.TileConfig, conv2d.schedule, conv2d.finish),
     "conv2d_int8": Template(conv2d.TileConfig, conv2d_int8.schedule, conv2d_int8.finish),
     "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule, depthwise.finish),
+    "attention": Template(attention.AttentionConfig, attention.schedule, lambda function, *_: function),
     "rows": Template(rows.RowsConfig, rows.schedule, lambda function, *_: function),
     "winograd": Template(winograd.WinogradConfig, winograd_nests.schedule, winograd_nests.finish),
 }
+
+
+#: Blocks whose name begins so are stages that a template places itself: they are not inlined.
+_STAGES = (rows.STAGE, attention.PACKED)
 
 
 def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - PrimFuncs
@@ -46,7 +51,7 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
     keep: set[str] = set()
     if anchor is not None:
         names = [str(sch.get(block).name_hint) for block in sch.get_child_blocks(sch.get_sblock("root"))]
-        keep = {str(sch.get(anchor).name_hint), "padded", *(n for n in names if n.startswith(rows.STAGE))}
+        keep = {str(sch.get(anchor).name_hint), "padded", *(n for n in names if n.startswith(_STAGES))}
     generic.inline_producers(sch, keep)
     finish = _schedule_anchor(sch, anchor, target) if anchor is not None else None
     for block in sch.get_child_blocks(sch.get_sblock("root")):

@@ -22,6 +22,8 @@ from ingot.target import Target
 
 #: Blocks whose name begins so are stages of a row, computed inside the row's loop.
 STAGE = "row_"
+#: Stages with one value a row.
+_SCALARS = ("_max", "_sum", "_mean", "_scale")
 #: A row of exponentials up to this length lives on the stack; those of a longer row are computed twice.
 MAX_STACK_ROW = 4096
 
@@ -57,7 +59,7 @@ def _tree(values: Sequence[Expr], combine: Combine) -> Expr:
     return items[0]
 
 
-class _Row:
+class Row:
     """Builds the stages of one row: tensors of shape (*rows, ...) named `row_...`."""
 
     def __init__(self, rows: tuple[int, ...], length: int, config: RowsConfig) -> None:
@@ -102,8 +104,8 @@ class _Row:
         return te.compute(shape, body, name=f"{STAGE}{name}", attrs=attrs or {})
 
 
-def _at(tensor: Any, row: tuple[Expr, ...]) -> Expr:  # noqa: ANN401
-    """Return the row's element of a tensor that `_Row.reduce` made."""
+def at_row(tensor: Any, row: tuple[Expr, ...]) -> Expr:  # noqa: ANN401
+    """Return the row's element of a tensor that `Row.reduce` made."""
     return tensor(*row) if row else tensor[0]
 
 
@@ -114,27 +116,27 @@ def _add(a: Expr, b: Expr) -> Expr:
 def compute_softmax(shape: tuple[int, ...], dtype: str, config: RowsConfig, *, logarithm: bool = False) -> list[Any]:
     """Return the TE tensors [data, output] of softmax over the last axis, or of its logarithm."""
     *rows, length = shape
-    row = _Row(tuple(rows), length, config)
+    row = Row(tuple(rows), length, config)
     data = te.placeholder(shape, dtype, name="data")
     top = row.reduce("max", lambda *i: data(*i), te.max, lambda a, b: tirx.max(a, b))
 
     def power(*i: Expr) -> Expr:
-        return te.exp(data(*i) - _at(top, i[:-1]))
+        return te.exp(data(*i) - at_row(top, i[:-1]))
 
     anchor = annotate_block("softmax", "rows", config)
     if logarithm:
         shift = row.reduce("sum", power, te.sum, _add, lambda s: te.log(s), anchor)
-        out = te.compute(shape, lambda *i: data(*i) - _at(top, i[:-1]) - _at(shift, i[:-1]), name="softmax")
+        out = te.compute(shape, lambda *i: data(*i) - at_row(top, i[:-1]) - at_row(shift, i[:-1]), name="softmax")
         return [data, out]
     powers: Any = te.compute(shape, power, name=f"{STAGE}exp") if length <= MAX_STACK_ROW else power
     scale = row.reduce("sum", lambda *i: powers(*i), te.sum, _add, lambda s: tirx.const(1, dtype) / s, anchor)
-    return [data, te.compute(shape, lambda *i: powers(*i) * _at(scale, i[:-1]), name="softmax")]
+    return [data, te.compute(shape, lambda *i: powers(*i) * at_row(scale, i[:-1]), name="softmax")]
 
 
 def compute_layer_norm(shape: tuple[int, ...], dtype: str, epsilon: float, config: RowsConfig) -> list[Any]:
     """Return the TE tensors [data, gamma, beta, output] of layer norm over the last axis."""
     *rows, length = shape
-    row = _Row(tuple(rows), length, config)
+    row = Row(tuple(rows), length, config)
     data = te.placeholder(shape, dtype, name="data")
     gamma = te.placeholder((length,), dtype, name="gamma")
     beta = te.placeholder((length,), dtype, name="beta")
@@ -142,14 +144,14 @@ def compute_layer_norm(shape: tuple[int, ...], dtype: str, epsilon: float, confi
     mean = row.reduce("mean", lambda *i: data(*i), te.sum, _add, lambda s: s * over)
 
     def squared(*i: Expr) -> Expr:
-        centred = data(*i) - _at(mean, i[:-1])
+        centred = data(*i) - at_row(mean, i[:-1])
         return centred * centred
 
     anchor = annotate_block("layer_norm", "rows", config)
     scale = row.reduce("scale", squared, te.sum, _add, lambda s: _inverse_root(s * over, epsilon, dtype), anchor)
     out = te.compute(
         shape,
-        lambda *i: (data(*i) - _at(mean, i[:-1])) * _at(scale, i[:-1]) * gamma[i[-1]] + beta[i[-1]],
+        lambda *i: (data(*i) - at_row(mean, i[:-1])) * at_row(scale, i[:-1]) * gamma[i[-1]] + beta[i[-1]],
         name="layer_norm",
     )
     return [data, gamma, beta, out]
@@ -158,7 +160,7 @@ def compute_layer_norm(shape: tuple[int, ...], dtype: str, epsilon: float, confi
 def compute_rms_norm(shape: tuple[int, ...], dtype: str, epsilon: float, config: RowsConfig) -> list[Any]:
     """Return the TE tensors [data, weight, output] of RMS norm over the last axis."""
     *rows, length = shape
-    row = _Row(tuple(rows), length, config)
+    row = Row(tuple(rows), length, config)
     data = te.placeholder(shape, dtype, name="data")
     weight = te.placeholder((length,), dtype, name="weight")
     over = tirx.const(1.0 / length, dtype)
@@ -166,7 +168,7 @@ def compute_rms_norm(shape: tuple[int, ...], dtype: str, epsilon: float, config:
     scale = row.reduce(
         "scale", lambda *i: data(*i) * data(*i), te.sum, _add, lambda s: _inverse_root(s * over, epsilon, dtype), anchor
     )
-    out = te.compute(shape, lambda *i: data(*i) * _at(scale, i[:-1]) * weight[i[-1]], name="rms_norm")
+    out = te.compute(shape, lambda *i: data(*i) * at_row(scale, i[:-1]) * weight[i[-1]], name="rms_norm")
     return [data, weight, out]
 
 
@@ -188,23 +190,28 @@ def schedule(sch: Any, anchor: Any, output: Any, config: RowsConfig, target: Tar
         sch.compute_at(block, task, preserve_unit_loops=True)
     sch.parallel(task)
     for block in stages:
-        inner = sch.get_loops(block)[1:]
-        name = str(sch.get(block).name_hint)
-        if name.endswith("_lanes"):
-            *_, lane, k = inner
-            outer, lane = sch.split(lane, [config.vectors, config.lanes])
-            sch.reorder(k, outer, lane)
-            sch.unroll(outer)
-            sch.vectorize(lane)
-            sch.decompose_reduction(block, k)
-        elif name.endswith("_register"):
-            sch.vectorize(inner[-1])
-        elif not name.endswith(("_max", "_sum", "_mean", "_scale")):
-            _vectorize(sch, inner[-1], config)
-    _vectorize(sch, sch.get_loops(output)[-1], config)
+        schedule_stage(sch, block, config)
+    vectorize_row(sch, sch.get_loops(output)[-1], config)
 
 
-def _vectorize(sch: Any, loop: Any, config: RowsConfig) -> None:  # noqa: ANN401
+def schedule_stage(sch: Any, block: Any, config: RowsConfig) -> None:  # noqa: ANN401
+    """Vectorise one stage, already below the loop over rows."""
+    loops = sch.get_loops(block)
+    name = str(sch.get(block).name_hint)
+    if name.endswith("_lanes"):
+        *_, lane, k = loops
+        outer, lane = sch.split(lane, [config.vectors, config.lanes])
+        sch.reorder(k, outer, lane)
+        sch.unroll(outer)
+        sch.vectorize(lane)
+        sch.decompose_reduction(block, k)
+    elif name.endswith("_register"):
+        sch.vectorize(loops[-1])
+    elif not name.endswith(_SCALARS):
+        vectorize_row(sch, loops[-1], config)
+
+
+def vectorize_row(sch: Any, loop: Any, config: RowsConfig) -> None:  # noqa: ANN401
     """Vectorise a loop along the row; LLVM does it, with a tail, where vectors do not divide the row."""
     extent = int(sch.get(loop).extent)
     if config.lanes > 1 and extent % config.lanes == 0:
