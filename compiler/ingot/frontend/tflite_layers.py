@@ -73,12 +73,17 @@ def _is_exact(source: Wrapper, weight: Wrapper, output: Wrapper) -> bool:
 
 
 def _finish(
-    converter: TfliteConverter, sums: Expr, parts: tuple[Wrapper, Wrapper, Wrapper], activation: int, exact: bool
+    converter: TfliteConverter,
+    sums: Expr,
+    parts: tuple[Wrapper, Wrapper, Wrapper],
+    activation: int,
+    exact: bool,
+    away: bool = False,
 ) -> Expr:
     """A layer's output from its sums: scaled, rounded as TFLite rounds, limited by the activation.
 
     TFLite multiplies the whole-number sum by a 31-bit fraction f and rounds, then divides by 2**s and rounds again
-    (halves upward), f * 2**-s being the ratio of scales. Rounding once instead is off by one in about one element of
+    (halves upward, in depthwise layers away from zero), f * 2**-s being the ratio of scales. Rounding once instead is off by one in about one element of
     2**(s+1), which is enough to change a classifier's answer: so this does the same two steps.
     """
 
@@ -87,7 +92,7 @@ def _finish(
         return converter.finish(sums, output, activation)
     scales = [np.float64(item.qnn_params["scale"].value.numpy()) for item in parts]
     limits = _limits(converter, output, activation)
-    return _requantize(converter, sums, np.atleast_1d(scales[0] * scales[1] / scales[2]), output, limits, away=False)
+    return _requantize(converter, sums, np.atleast_1d(scales[0] * scales[1] / scales[2]), output, limits, away=away)
 
 
 def _requantize(
@@ -199,7 +204,8 @@ def _conv(converter: TfliteConverter, operator: Operator) -> Expr:
     )
     if bias is not None:
         result = relax.op.add(result, _bias(converter, source, weight, bias, exact))
-    return _finish(converter, result, (source, weight, output), options.FusedActivationFunction(), exact)
+    parts = (source, weight, output)
+    return _finish(converter, result, parts, options.FusedActivationFunction(), exact, away=depthwise)
 
 
 @handles("FULLY_CONNECTED")
