@@ -15,6 +15,7 @@ from ingot.passes.lower import lower
 from ingot.passes.plan_memory import plan_memory
 from ingot.passes.recognise import recognise
 from ingot.passes.select_attention import select_attention
+from ingot.passes.select_products import select_products
 from ingot.passes.select_rows import select_rows
 from ingot.passes.select_templates import select_templates
 from ingot.passes.simplify import simplify
@@ -44,6 +45,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("recognise", recognise, requires=("nhwc", "constants_folded")),
     Pass("select_templates", select_templates, requires=("nhwc", "constants_folded"), ensures=("packed_weights",)),
     Pass("select_attention", select_attention, requires=("nhwc", "constants_folded")),
+    Pass("select_products", select_products, requires=("nhwc", "constants_folded")),
     Pass("select_rows", select_rows, requires=("nhwc", "constants_folded")),
     Pass("fuse", fuse, requires=("packed_weights",), ensures=("only_kernels",)),
     Pass("lower", lower, requires=("only_kernels",), ensures=("defined_before_use", "all_outputs_written")),

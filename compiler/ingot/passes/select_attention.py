@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from tvm import relax, tirx
 
+from ingot.passes.matrix_views import view_of
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
 from ingot.passes.template_call import call_template
 from ingot.schedules import attention, rows
-from ingot.schedules.attention import AttentionWorkload, View
+from ingot.schedules.attention import AttentionWorkload
+from ingot.schedules.views import View
 
-Index = Callable[[Sequence[Any]], list[Any]]
 _CHAIN = {"relax.add", "relax.subtract", "relax.multiply", "relax.divide"}
 
 
@@ -149,7 +149,7 @@ def _match(rewriter: Rewriter, args: list[Any]) -> _Found | None:
         out_axes=tuple(range(len(shape))),
         operands=tuple(shape_of(x) for x in operands),
     )
-    stored, views = zip(*(_view(rewriter, x) for x in (q, k, v)), strict=True)
+    stored, views = zip(*(view_of(rewriter, x) for x in (q, k, v)), strict=True)
     return _Found(workload, views, tuple(reversed(links)), (*stored, *operands))
 
 
@@ -158,51 +158,3 @@ def _leads_to_matmul(rewriter: Rewriter, expr: Any) -> bool:  # noqa: ANN401
     while op_name(value) in _CHAIN:
         value = rewriter.value_of(value.args[0])
     return op_name(value) == "relax.matmul"
-
-
-def _view(rewriter: Rewriter, expr: Any) -> tuple[Any, View]:  # noqa: ANN401
-    """Case 2: return what is stored, and how to read it as the matrix."""
-    zero = tirx.IntImm("int64", 0)
-    sizes = shape_of(expr)
-
-    def start(i: Sequence[Any]) -> list[Any]:
-        return [zero if size == 1 else index for size, index in zip(sizes, i, strict=True)]
-
-    index: Index = start
-    while True:
-        value = rewriter.value_of(expr)
-        if op_name(value) == "relax.permute_dims" and value.attrs.axes is not None:
-            index = _through_transpose(index, [int(a) for a in value.attrs.axes])
-        elif op_name(value) == "relax.take" and (repeats := _repeats(rewriter, value)) is not None:
-            index = _through_repeat(index, *repeats)
-        else:
-            return expr, View(shape_of(expr), index)
-        expr = value.args[0]
-
-
-def _through_transpose(index: Index, axes: list[int]) -> Index:
-    def read(i: Sequence[Any]) -> list[Any]:
-        place = index(i)
-        return [place[axes.index(axis)] for axis in range(len(axes))]
-
-    return read
-
-
-def _repeats(rewriter: Rewriter, take: Any) -> tuple[int, int] | None:  # noqa: ANN401
-    """Return (axis, r) if `take` repeats each element of the axis r times in a row."""
-    indices = rewriter.weight(take.args[1])
-    if indices is None or indices.ndim != 1 or take.attrs.axis is None:
-        return None
-    axis = int(take.attrs.axis) % len(shape_of(take.args[0]))
-    size = shape_of(take.args[0])[axis]
-    if len(indices) % size != 0 or not np.array_equal(indices, np.arange(len(indices)) // (len(indices) // size)):
-        return None
-    return axis, len(indices) // size
-
-
-def _through_repeat(index: Index, axis: int, times: int) -> Index:
-    def read(i: Sequence[Any]) -> list[Any]:
-        place = index(i)
-        return [tirx.floordiv(p, tirx.IntImm("int64", times)) if a == axis else p for a, p in enumerate(place)]
-
-    return read

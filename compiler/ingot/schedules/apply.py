@@ -9,7 +9,17 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from ingot.errors import CompilerError
-from ingot.schedules import attention, conv2d, conv2d_int8, depthwise, generic, rows, winograd, winograd_nests
+from ingot.schedules import (
+    attention,
+    batch_matmul,
+    conv2d,
+    conv2d_int8,
+    depthwise,
+    generic,
+    rows,
+    winograd,
+    winograd_nests,
+)
 from ingot.target import Target
 
 
@@ -30,14 +40,15 @@ TEMPLATES: dict[str, Template] = {
     "conv2d": Template(conv2d.TileConfig, conv2d.schedule, conv2d.finish),
     "conv2d_int8": Template(conv2d.TileConfig, conv2d_int8.schedule, conv2d_int8.finish),
     "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule, depthwise.finish),
-    "attention": Template(attention.AttentionConfig, attention.schedule, lambda function, *_: function),
+    "attention": Template(attention.AttentionConfig, attention.schedule, attention.finish),
+    "batch_matmul": Template(batch_matmul.BatchMatmulConfig, batch_matmul.schedule, batch_matmul.finish),
     "rows": Template(rows.RowsConfig, rows.schedule, lambda function, *_: function),
     "winograd": Template(winograd.WinogradConfig, winograd_nests.schedule, winograd_nests.finish),
 }
 
 
 #: Blocks whose name begins so are stages that a template places itself: they are not inlined.
-_STAGES = (rows.STAGE, attention.PACKED)
+_STAGES = (rows.STAGE, attention.PACKED, batch_matmul.PACKED)
 
 
 def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - PrimFuncs

@@ -15,8 +15,12 @@ from typing import Any
 
 from tvm import te, tirx
 
+from ingot.schedules.batch_matmul import UNROLL, decompose, register_tile
+from ingot.schedules.conv2d import uses_lanes
+from ingot.schedules.lanes import mark_lanes
 from ingot.schedules.rows import STAGE, Row, RowsConfig, at_row, schedule_stage, vectorize_row
 from ingot.schedules.vector import annotate_block, ceil_div, lanes_for, largest_divisor, registers
+from ingot.schedules.views import View, reader
 from ingot.target import Target
 
 Expr = Any  # TVM ships no types; a TE expression
@@ -24,14 +28,6 @@ Expr = Any  # TVM ships no types; a TE expression
 STACK_BYTES = 48 * 1024
 MIN_ROWS = 4
 PACKED = "pack_keys"
-
-
-@dataclass(frozen=True)
-class View:
-    """A tensor read through transposes: element (*batch, i, j) is at `index(*batch, i, j)` of the stored one."""
-
-    shape: tuple[int, ...]
-    index: Callable[[Sequence[Expr]], list[Expr]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,8 @@ class AttentionWorkload:
 class AttentionConfig:
     """`rows` of a tile; `vectors` of `lanes` scores and `mixed` of `out_lanes` results a register tile is wide.
 
-    row_axis: the dimension of the stored result that counts the rows. row_lanes, row_vectors: `RowsConfig` of a row.
+    row_axis: the dimension of the stored result that counts the rows. key_unroll, value_unroll:
+    steps of each product at once. row_lanes, row_vectors: `RowsConfig` of a row.
     """
 
     rows: int
@@ -63,6 +60,8 @@ class AttentionConfig:
     mixed: int
     out_lanes: int
     row_axis: int
+    key_unroll: int
+    value_unroll: int
     row_lanes: int
     row_vectors: int
 
@@ -83,7 +82,8 @@ def default_config(workload: AttentionWorkload, row: RowsConfig, target: Target)
         return None
     rows = min(range(MIN_ROWS, limit + 1), key=lambda r: (ceil_div(w.m, r) * (r + 2), -r))
     row_axis = w.out_axes.index(len(w.batch))
-    return AttentionConfig(rows, vectors, regs.lanes, mixed, out_lanes, row_axis, row.lanes, row.vectors)
+    unroll = (largest_divisor(w.k, UNROLL), largest_divisor(w.n, UNROLL))
+    return AttentionConfig(rows, vectors, regs.lanes, mixed, out_lanes, row_axis, *unroll, row.lanes, row.vectors)
 
 
 def compute(
@@ -99,7 +99,7 @@ def compute(
     w, c = workload, config
     rank = len(w.batch)
     stored = [te.placeholder(view.shape, "float32", name=name) for view, name in zip(views, "qkv", strict=True)]
-    q, k, v = (_reader(t, view) for t, view in zip(stored, views, strict=True))
+    q, k, v = (reader(t, view) for t, view in zip(stored, views, strict=True))
     operands = [te.placeholder(shape, "float32", name=f"operand{i}") for i, shape in enumerate(w.operands)]
     block = c.vectors * c.lanes
     blocks, tall = ceil_div(w.n, block), ceil_div(w.m, c.rows) * c.rows
@@ -147,15 +147,6 @@ def compute(
     return [*stored, *operands, out]
 
 
-def _reader(tensor: Any, view: View) -> Callable[..., Expr]:  # noqa: ANN401 - a TE tensor
-    """Return what loads element (*batch, i, j) through the view."""
-
-    def read(*i: Expr) -> Expr:
-        return tensor(*view.index(i))
-
-    return read
-
-
 def schedule(sch: Any, anchor: Any, output: Any, config: AttentionConfig, target: Target) -> None:  # noqa: ANN401
     """Schedule all stages below the loop over tiles of rows; the packing of the keys stays a nest of its own."""
     c = config
@@ -167,7 +158,7 @@ def schedule(sch: Any, anchor: Any, output: Any, config: AttentionConfig, target
     d_tile, d_vectors, d_lanes = sch.split(last, [None, c.mixed, c.out_lanes])
     sch.reorder(*others, tile, d_tile, inner, d_vectors, d_lanes)
     task = sch.fuse(*others, tile)
-    _register_tile(sch, anchor, d_tile, c.mixed, c.out_lanes)
+    register_tile(sch, anchor, d_tile, c.mixed, c.out_lanes)
     sch.unroll(inner)
     sch.unroll(d_vectors)
     sch.vectorize(d_lanes)
@@ -182,7 +173,7 @@ def schedule(sch: Any, anchor: Any, output: Any, config: AttentionConfig, target
     *_, height, width = sch.get_loops(copy)
     n_tile, n_vectors, n_lanes = sch.split(width, [None, c.vectors, c.lanes])
     sch.reorder(n_tile, height, n_vectors, n_lanes)
-    _register_tile(sch, scores, n_tile, c.vectors, c.lanes)
+    register_tile(sch, scores, n_tile, c.vectors, c.lanes)
     sch.unroll(height)
     sch.unroll(n_vectors)
     sch.vectorize(n_lanes)
@@ -193,7 +184,7 @@ def schedule(sch: Any, anchor: Any, output: Any, config: AttentionConfig, target
                 schedule_stage(sch, by_name[f"{STAGE}{name}{suffix}"], row)
     vectorize_row(sch, sch.get_loops(powers)[-1], row)
     for block in (scores, anchor):
-        sch.decompose_reduction(block, _first_reduction(sch, block))
+        decompose(sch, block)
 
 
 def _row_stages(sch: Any, by_name: dict[str, Any], name: str, loop: Any) -> None:  # noqa: ANN401
@@ -206,19 +197,8 @@ def _row_stages(sch: Any, by_name: dict[str, Any], name: str, loop: Any) -> None
             sch.compute_at(by_name[f"{STAGE}{name}{suffix}"], below, preserve_unit_loops=True)
 
 
-def _register_tile(sch: Any, block: Any, loop: Any, vectors: int, lanes: int) -> None:  # noqa: ANN401
-    """Compute a product below `loop`: reduction outside, rows and vectors unrolled inside."""
-    sch.compute_at(block, loop, preserve_unit_loops=True)
-    sch.set_scope(block, 0, "global")
-    *_, row, column, depth = sch.get_loops(block)
-    registers_, lane = sch.split(column, [vectors, lanes])
-    outer, step = sch.split(depth, [None, largest_divisor(int(sch.get(depth).extent), 4)])
-    sch.reorder(outer, step, row, registers_, lane)
-    for item in (step, row, registers_):
-        sch.unroll(item)
-    sch.vectorize(lane)
-
-
-def _first_reduction(sch: Any, block: Any) -> Any:  # noqa: ANN401
-    """Return the outermost of the two reduction loops that `_register_tile` made."""
-    return sch.get_loops(block)[-5]
+def finish(function: Any, block: str, config: AttentionConfig, target: Target) -> Any:  # noqa: ANN401
+    """Load four elements of Q and of the exponentials at once where the target multiplies by lanes."""
+    if uses_lanes(target, config.key_unroll):
+        function = mark_lanes(function, f"{STAGE}scores_update")
+    return mark_lanes(function, block + "_update") if uses_lanes(target, config.value_unroll) else function

@@ -1,0 +1,47 @@
+"""Turn matrix products of two computed matrices into register tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from ingot.passes.matrix_views import view_of
+from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
+from ingot.passes.state import State
+from ingot.passes.template_call import call_template
+from ingot.schedules import batch_matmul
+from ingot.schedules.batch_matmul import BatchMatmulWorkload
+
+
+def select_products(state: State) -> State:
+    """Turn matrix products of two computed matrices into register tiles.
+
+    Case 1: matmul in float32 of operands of two or more dimensions: `schedules.batch_matmul`; operands that are
+            transposes, repeat heads or broadcast are read where they lie.
+    Others, and shapes that the template does not fit, keep their operator.
+    """
+    target = state.target
+
+    def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+        if op_name(call) != "relax.matmul" or any(dtype_of(x) != "float32" for x in (call, *args)):
+            return None
+        shape = shape_of(call)
+        if any(len(shape_of(x)) < 2 for x in args) or 0 in (*shape, shape_of(args[0])[-1]):
+            return None
+        stored, views = zip(*(view_of(rewriter, x) for x in args), strict=True)
+        where = [tirx.Var("i", "int64") for _ in shape]
+        workload = BatchMatmulWorkload(
+            batch=shape[:-2],
+            m=shape[-2],
+            k=shape_of(args[0])[-1],
+            n=shape[-1],
+            contiguous=views[1].index(where)[-1].same_as(where[-1]),
+        )
+        config = batch_matmul.default_config(workload, target)
+        if config is None:
+            return None
+        tensors = batch_matmul.compute(workload, config, views)
+        return call_template(rewriter, "matmul", tensors, list(stored), call.ty)
+
+    return rewrite(state, visit)
