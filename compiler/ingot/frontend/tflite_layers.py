@@ -83,7 +83,8 @@ def _finish(
     """A layer's output from its sums: scaled, rounded as TFLite rounds, limited by the activation.
 
     TFLite multiplies the whole-number sum by a 31-bit fraction f and rounds, then divides by 2**s and rounds again
-    (halves upward, in depthwise layers away from zero), f * 2**-s being the ratio of scales. Rounding once instead is off by one in about one element of
+    (halves upward, in depthwise layers away from zero), f * 2**-s being the ratio of scales.
+    Rounding once instead is off by one in about one element of
     2**(s+1), which is enough to change a classifier's answer: so this does the same two steps.
     """
 
