@@ -38,6 +38,10 @@ class OptionError(IngotError):
     """An option's value is not one of those allowed."""
 
 
+class BoardError(IngotError):
+    """A board to measure on cannot be reached, or is not a machine of the target's kind."""
+
+
 class CompilerError(IngotError):
     """The compiler broke one of its own invariants: a bug in ingot, never the user's fault."""
 
@@ -45,6 +49,7 @@ class CompilerError(IngotError):
 
 
 __all__ = [
+    "BoardError",
     "CompilerError",
     "IngotError",
     "InputError",
