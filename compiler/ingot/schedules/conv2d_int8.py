@@ -28,6 +28,14 @@ from ingot.target import Target
 GROUP = 4
 
 
+def preferred_activation(target: Target) -> str:
+    """Return the 8-bit dtype of activations that the target's instructions read without shifting: a numpy name.
+
+    x86 multiplies unsigned data with signed weights; all other instructions we use take signed data.
+    """
+    return "uint8" if target.arch == "x86_64" else "int8"
+
+
 def is_whole(weight: np.ndarray) -> bool:
     """Say whether float weights are whole numbers that fit int8."""
     return bool(np.all(weight == np.rint(weight)) and weight.min(initial=0) >= -128 and weight.max(initial=0) <= 127)
