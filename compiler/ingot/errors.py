@@ -42,6 +42,10 @@ class BoardError(IngotError):
     """A board to measure on cannot be reached, or is not a machine of the target's kind."""
 
 
+class LogError(IngotError):
+    """A tuning log cannot be read, or is given something that is no record."""
+
+
 class CompilerError(IngotError):
     """The compiler broke one of its own invariants: a bug in ingot, never the user's fault."""
 
@@ -54,6 +58,7 @@ __all__ = [
     "IngotError",
     "InputError",
     "LoadError",
+    "LogError",
     "ModelError",
     "OptionError",
     "OutputError",
