@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
+from ingot.passes.grain import cycles
 from ingot.schedules.rows import MAX_STACK_ROW, default_config
 from ingot.target import load_target
 from passes.build import finish, normal, relax_state
@@ -121,3 +122,73 @@ def test_the_config_never_exceeds_the_row():
     for length in (1, 2, 3, 4, 5, 8, 15, 16, 17, 64, 1000):
         config = default_config(length, "float32", target)
         assert config.lanes * config.vectors <= max(length, 1)
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "max", "min"])
+def test_reductions_at_every_length(tmp_path, kind):
+    feeds = [normal(shape, i) for i, shape in enumerate(shapes().values())]
+    reduce = getattr(op, kind)
+
+    def body(e, *xs):
+        return [e(reduce(x, [-1], keepdims=i % 2 == 0)) for i, x in enumerate(xs)]
+
+    for i, (x, y) in enumerate(zip(feeds, run(shapes(), {}, body, feeds, tmp_path), strict=True)):
+        want = getattr(np, kind)(x.astype(np.float64), axis=-1, keepdims=i % 2 == 0)
+        np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_reductions_over_several_axes_and_over_all(tmp_path):
+    x = normal((3, 4, 70))
+
+    def body(e, x):
+        return [e(op.mean(x, [1, 2], keepdims=True)), e(op.max(x, [2, 1])), e(op.sum(x)), e(op.min(x, keepdims=True))]
+
+    mean, high, total, low = run({"x": x.shape}, {}, body, [x], tmp_path)
+    np.testing.assert_allclose(mean, x.mean((1, 2), keepdims=True), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(high, x.max((1, 2)))
+    np.testing.assert_allclose(total, x.astype(np.float64).sum(), rtol=1e-4)
+    assert total.shape == ()
+    np.testing.assert_array_equal(low, x.min(keepdims=True))
+
+
+def test_what_surrounds_a_reduction_joins_its_kernel(tmp_path):
+    x = normal((6, 40))
+
+    def body(e, x):
+        return [e(op.sqrt(e(op.add(e(op.mean(e(op.multiply(x, x)), [1])), relax.const(1.0, "float32")))))]
+
+    state = finish(relax_state({"x": x.shape}, {}, body))
+    assert len(state.program.steps) == 1
+    (got,) = execute(state, [x], tmp_path)
+    np.testing.assert_allclose(got, np.sqrt((x.astype(np.float64) ** 2).mean(1) + 1), rtol=1e-5)
+
+
+def test_a_value_that_is_spread_along_its_row_is_computed_once(tmp_path):
+    x = normal((6, 4, 40))
+
+    def body(e, x):
+        high = e(op.max(x, [2], keepdims=True))
+        return [
+            e(op.nn.relu(e(op.subtract(x, high)))),
+            e(op.multiply(x, e(op.sum(e(op.abs(x)), [1, 2], keepdims=True)))),
+        ]
+
+    state = finish(relax_state({"x": x.shape}, {}, body))
+    work = sum(cycles(kernel.function, state.target) for kernel in state.lowered.kernels)
+    assert work < 20 * x.size
+    peak, total = execute(state, [x], tmp_path, 2)
+    np.testing.assert_array_equal(peak, np.maximum(x - x.max(2, keepdims=True), 0))
+    np.testing.assert_allclose(total, x * np.abs(x).sum((1, 2), keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_few_rows_times_contiguous_columns_are_dot_products(tmp_path, m):
+    feeds = [x for i, k in enumerate(LENGTHS) for x in (normal((2, m, k), i), normal((2, 9, k), i + 40))]
+    inputs = {f"x{i}": x.shape for i, x in enumerate(feeds)}
+
+    def body(e, *xs):
+        return [e(op.matmul(a, e(op.permute_dims(b, [0, 2, 1])))) for a, b in zip(xs[::2], xs[1::2], strict=True)]
+
+    got = run(inputs, {}, body, feeds, tmp_path)
+    for y, a, b in zip(got, feeds[::2], feeds[1::2], strict=True):
+        np.testing.assert_allclose(y, a @ b.transpose(0, 2, 1), rtol=1e-5, atol=1e-5)

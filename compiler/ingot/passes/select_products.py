@@ -10,7 +10,7 @@ from ingot.passes.matrix_views import view_of
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
 from ingot.passes.template_call import call_template
-from ingot.schedules import batch_matmul
+from ingot.schedules import batch_matmul, rows
 from ingot.schedules.batch_matmul import BatchMatmulWorkload
 
 
@@ -19,6 +19,7 @@ def select_products(state: State) -> State:
 
     Case 1: matmul in float32 of operands of two or more dimensions: `schedules.batch_matmul`; operands that are
             transposes, repeat heads or broadcast are read where they lie.
+    Case 2: where that does not fit, few rows times columns that lie contiguous: dot products (`schedules.rows`).
     Others, and shapes that the template does not fit, keep their operator.
     """
     target = state.target
@@ -30,18 +31,23 @@ def select_products(state: State) -> State:
         if any(len(shape_of(x)) < 2 for x in args) or 0 in (*shape, shape_of(args[0])[-1]):
             return None
         stored, views = zip(*(view_of(rewriter, x) for x in args), strict=True)
-        where = [tirx.Var("i", "int64") for _ in shape]
+        *batch, row, column, depth = (tirx.Var("i", "int64") for _ in (*shape, 0))
+        a_last, b_last = views[0].index([*batch, row, depth])[-1], views[1].index([*batch, depth, column])[-1]
         workload = BatchMatmulWorkload(
             batch=shape[:-2],
             m=shape[-2],
             k=shape_of(args[0])[-1],
             n=shape[-1],
-            contiguous=views[1].index(where)[-1].same_as(where[-1]),
+            contiguous=b_last.same_as(column),
         )
         config = batch_matmul.default_config(workload, target)
-        if config is None:
+        if config is not None:
+            tensors = batch_matmul.compute(workload, config, views)
+        elif a_last.same_as(depth) and b_last.same_as(depth):
+            along = rows.default_config(workload.k, "float32", target, single=True)
+            tensors = rows.compute_dots(workload, views, along)
+        else:
             return None
-        tensors = batch_matmul.compute(workload, config, views)
         return call_template(rewriter, "matmul", tensors, list(stored), call.ty)
 
     return rewrite(state, visit)

@@ -1,4 +1,4 @@
-"""Turn softmax, layer norm and RMS norm over the last axis into PrimFuncs of one kernel each."""
+"""Turn softmax, norms and reductions over the last axis into PrimFuncs of one kernel each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from tvm import relax
 
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
-from ingot.passes.template_call import call_template
+from ingot.passes.template_call import REDUCTION, call_template
 from ingot.schedules import rows
 
 
 def select_rows(state: State) -> State:
-    """Turn softmax, layer norm and RMS norm over the last axis into PrimFuncs of one kernel each.
+    """Turn softmax, norms and reductions over the last axis into PrimFuncs of one kernel each.
 
     Case 1: softmax and log_softmax over the last axis.
     Case 2: layer_norm over the last axes, which count as one.
     Case 3: rms_norm over the last axis.
+    Case 4: sum, mean, max and min over the last axes, which count as one.
     All in float32; others keep their operator, for `fuse` to legalise with TVM's own definitions.
     """
     target = state.target
@@ -75,6 +76,26 @@ def _rms_norm(rewriter: Rewriter, call: Any, args: list[Any], target: Any) -> An
     return call_template(rewriter, "rms_norm", tensors, args[:2], call.ty)
 
 
+def _reduction(rewriter: Rewriter, call: Any, args: list[Any], target: Any) -> Any:  # noqa: ANN401
+    """Case 4."""
+    shape = shape_of(args[0])
+    axes = (
+        sorted(int(a) % len(shape) for a in call.attrs.axis) if call.attrs.axis is not None else list(range(len(shape)))
+    )
+    length = 1
+    for axis in axes:
+        length *= shape[axis]
+    if not axes or axes != list(range(axes[0], len(shape))) or length < 2:
+        return None
+    kind, out_shape = op_name(call).removeprefix("relax."), shape_of(call) or (1,)
+    flat = (*shape[: axes[0]], length)
+    config = rows.default_config(length, dtype_of(call), target, single=True)
+    tensors = rows.compute_reduction(flat, out_shape, kind, dtype_of(call), config)
+    ty = relax.TensorType(out_shape, dtype_of(call))
+    out = call_template(rewriter, kind, tensors, [_reshaped(rewriter, args[0], flat)], ty, REDUCTION)
+    return out if out_shape == shape_of(call) else relax.op.reshape(rewriter.emit(out), shape_of(call))
+
+
 def _reshaped(rewriter: Rewriter, expr: Any, shape: tuple[int, ...]) -> Any:  # noqa: ANN401
     """Return the tensor in another shape; a weight is reshaped at compile time."""
     if shape_of(expr) == shape:
@@ -90,4 +111,8 @@ _CASES = {
     "relax.nn.log_softmax": _softmax,
     "relax.nn.layer_norm": _layer_norm,
     "relax.nn.rms_norm": _rms_norm,
+    "relax.sum": _reduction,
+    "relax.mean": _reduction,
+    "relax.max": _reduction,
+    "relax.min": _reduction,
 }

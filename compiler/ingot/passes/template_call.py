@@ -10,11 +10,20 @@ from ingot.passes.rewriter import Rewriter
 
 #: FuseOps' pattern kind of an operator whose output may be followed by elementwise operators in one kernel.
 OUT_ELEMENTWISE_FUSABLE = 4
+#: FuseOps' pattern kind of a reduction, which elementwise operators may also come before.
+REDUCTION = 3
 
 
-def call_template(rewriter: Rewriter, name: str, tensors: list[Any], args: list[Any], ty: Any) -> Any:  # noqa: ANN401
+def call_template(
+    rewriter: Rewriter,
+    name: str,
+    tensors: list[Any],
+    args: list[Any],
+    ty: Any,  # noqa: ANN401
+    pattern: int = OUT_ELEMENTWISE_FUSABLE,
+) -> Any:  # noqa: ANN401
     """Return a call of a new PrimFunc over TE tensors [*inputs, output] on `args`, with a result of type `ty`."""
     function = te.create_prim_func(tensors, index_dtype_override="int64")
-    function = function.with_attr("op_pattern", OUT_ELEMENTWISE_FUSABLE).with_attr("tirx.noalias", True)
+    function = function.with_attr("op_pattern", pattern).with_attr("tirx.noalias", True)
     gvar = rewriter.builder.add_func(function, name)
     return relax.call_tir(gvar, relax.Tuple(args), ty)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import tvm_ffi
+from tvm import tirx
 from tvm.s_tir.schedule import ScheduleError
 
 from ingot.schedules.vector import lanes_for, registers
@@ -11,6 +13,10 @@ from ingot.target import Target
 
 # A local buffer up to this size may live on the stack of the thread that computes it.
 STACK_BYTES = 16 * 1024
+# Vectors narrower than this are not worth a branch each where parts of a concatenation meet ...
+SEAM_LANES = 8
+# ... if the axis is at most so long that it can be unrolled.
+MAX_UNROLLED = 128
 # Unrolled accumulators of a reduction without a template.
 REDUCTION_VECTORS = 4
 
@@ -59,6 +65,14 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
     flat = all([int(d) for d in region.source.shape] == [int(d) for d in out.shape] for region in node.reads)
     dtype = str(out.dtype)
     lanes = lanes_for(target, dtype, innermost)
+    seams = _seams(node)
+    while any(seam % lanes for seam in seams):
+        lanes //= 2
+    if seams and lanes < SEAM_LANES and innermost <= MAX_UNROLLED:
+        # Every condition is then a constant, and LLVM joins neighbouring copies.
+        sch.unroll(loops[-1])
+        sch.parallel(sch.fuse(*loops[:-1]) if len(loops) > 1 else sch.add_unit_loop(loops[-1]))
+        return
     if lanes < 4 and flat:
         fused = sch.fuse(*loops)
         loops = [fused]
@@ -78,6 +92,20 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
     sch.parallel(task)
 
 
+def _seams(node: Any) -> set[int]:  # noqa: ANN401 - a block
+    """Return the constants that conditions compare the contiguous axis with: where a concatenation's parts meet."""
+    last = node.iter_vars[-1].var
+    found: set[int] = set()
+
+    def compare(expr: Any) -> None:  # noqa: ANN401
+        for side, other in ((expr.a, expr.b), (expr.b, expr.a)):
+            if side.same_as(last) and isinstance(other, tirx.IntImm):
+                found.add(int(other))
+
+    tvm_ffi.structural_walk(node.body, [((tirx.LT, tirx.LE, tirx.GT, tirx.GE), compare)])
+    return found
+
+
 def _chunk(total: int) -> int:
     """Return how many iterations one parallel step takes: a divisor of `total` near 64."""
     return max(d for d in range(1, 65) if total % d == 0)
@@ -86,7 +114,8 @@ def _chunk(total: int) -> int:
 def schedule_reduction(sch: Any, block: Any, target: Target) -> None:  # noqa: ANN401
     """Schedule a reduction: a register tile over the contiguous output axis, the reduction around it.
 
-    With no output axis to vectorise (a sum over the last dimension) the reduction stays scalar and in order.
+    With no output axis to vectorise (a sum over the last dimension) the reduction stays scalar and in order. What
+    finishes each sum (the division of a mean) joins the nest.
     """
     loops = sch.get_loops(block)
     kinds = [int(var.iter_type) for var in sch.get(block).iter_vars]
@@ -103,10 +132,14 @@ def schedule_reduction(sch: Any, block: Any, target: Target) -> None:  # noqa: A
     extent = int(sch.get(last).extent)
     lanes = lanes_for(target, dtype, extent)
     if len(loops) != len(kinds) or lanes == 1 or not _reads_contiguously(node):
+        consumer = _finishing_block(sch, block)
         task = sch.fuse(*spatial)
         sch.parallel(task)
+        if consumer is not None:
+            sch.reverse_compute_at(consumer, task)
         sch.decompose_reduction(block, reduction[0])
         return
+    consumer = _finishing_block(sch, block)
     vectors = max(v for v in (1, 2, REDUCTION_VECTORS) if extent % (lanes * v) == 0)
     last_outer, last_vectors, last_lanes = sch.split(last, [None, vectors, lanes])
     tile = [last_vectors, last_lanes]
@@ -121,7 +154,7 @@ def schedule_reduction(sch: Any, block: Any, target: Target) -> None:  # noqa: A
     sch.reorder(*lead, last_outer, *reduction, *tile)
     task = sch.fuse(*lead, last_outer)
     sch.parallel(task)
-    copy = sch.cache_write(block, 0, "global")
+    copy = sch.cache_write(block, 0, "global") if consumer is None else consumer
     sch.reverse_compute_at(copy, task)
     sch.vectorize(last_lanes)
     for loop in tile[:-1]:
@@ -130,6 +163,24 @@ def schedule_reduction(sch: Any, block: Any, target: Target) -> None:  # noqa: A
     _, copy_lanes = sch.split(copy_last, [None, lanes])
     sch.vectorize(copy_lanes)
     sch.decompose_reduction(block, reduction[0])
+
+
+def _finishing_block(sch: Any, block: Any) -> Any:  # noqa: ANN401
+    """Return the one elementwise block that reads the reduction's results, each where it writes its own, or None."""
+    consumers = sch.get_consumers(block)
+    if len(consumers) != 1 or is_reduction(sch, consumers[0]):
+        return None
+    node, made = sch.get(consumers[0]), sch.get(block).writes[0].source
+    axes = [item.var for item in node.iter_vars]
+    reads = [region for region in node.reads if region.source.same_as(made)]
+    same = [int(d) for d in node.writes[0].source.shape] == [int(d) for d in made.shape]
+    if not same or len(reads) != 1 or len(axes) != len(made.shape) or len(node.writes) != 1:
+        return None
+    for region in (reads[0], node.writes[0]):
+        for item, axis, size in zip(region.region, axes, made.shape, strict=True):
+            if int(size) != 1 and not item.min.same_as(axis):
+                return None
+    return consumers[0]
 
 
 def _reads_contiguously(node: Any) -> bool:  # noqa: ANN401

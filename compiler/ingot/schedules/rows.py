@@ -1,4 +1,4 @@
-"""Softmax, layer norm and RMS norm over the last axis: one kernel, a row at a time, nothing of it in the arena.
+"""Softmax, norms, sums and dot products along rows: one kernel, a row at a time, nothing of it in the arena.
 
 Every stage of a row (its maximum, its exponentials, their sum, ...) is computed while the row lies in the first-level
 cache. A reduction along the row keeps one partial result per vector lane, in up to four registers, and adds the lanes
@@ -17,7 +17,9 @@ from typing import Any
 
 from tvm import te, tirx
 
+from ingot.schedules.batch_matmul import BatchMatmulWorkload
 from ingot.schedules.vector import annotate_block, lanes_for, registers
+from ingot.schedules.views import View, reader
 from ingot.target import Target
 
 #: Blocks whose name begins so are stages of a row, computed inside the row's loop.
@@ -33,21 +35,26 @@ Combine = Callable[[Expr, Expr], Expr]
 
 @dataclass(frozen=True)
 class RowsConfig:
-    """`lanes` partial results of one register, `vectors` registers of them; lanes = 1 means no vector fits the row."""
+    """`lanes` partial results of one register, `vectors` registers of them; lanes = 1 means no vector fits the row.
+
+    single: 1 if a row gives a single value, 0 if it gives another row.
+    """
 
     lanes: int
     vectors: int
+    single: int = 0
 
 
-def default_config(length: int, dtype: str, target: Target) -> RowsConfig:
+def default_config(length: int, dtype: str, target: Target, *, single: bool = False) -> RowsConfig:
     """Return as many partial results as hide the latency of an addition, and divide the row's whole vectors."""
     lanes = min(registers(target).lanes, lanes_for(target, dtype, 1 << 30))
     while lanes > length:
         lanes //= 2
     if lanes < 4:
-        return RowsConfig(1, 1)
+        return RowsConfig(1, 1, int(single))
     whole = length // lanes
-    return RowsConfig(lanes, max(v for v in (1, 2, 4) if whole % v == 0 and (v == 1 or whole >= 2 * v)))
+    vectors = max(v for v in (1, 2, 4) if whole % v == 0 and (v == 1 or whole >= 2 * v))
+    return RowsConfig(lanes, vectors, int(single))
 
 
 def _tree(values: Sequence[Expr], combine: Combine) -> Expr:
@@ -113,12 +120,20 @@ def _add(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
+def _max(a: Expr, b: Expr) -> Expr:
+    return tirx.max(a, b)
+
+
+def _min(a: Expr, b: Expr) -> Expr:
+    return tirx.min(a, b)
+
+
 def compute_softmax(shape: tuple[int, ...], dtype: str, config: RowsConfig, *, logarithm: bool = False) -> list[Any]:
     """Return the TE tensors [data, output] of softmax over the last axis, or of its logarithm."""
     *rows, length = shape
     row = Row(tuple(rows), length, config)
     data = te.placeholder(shape, dtype, name="data")
-    top = row.reduce("max", lambda *i: data(*i), te.max, lambda a, b: tirx.max(a, b))
+    top = row.reduce("max", lambda *i: data(*i), te.max, _max)
 
     def power(*i: Expr) -> Expr:
         return te.exp(data(*i) - at_row(top, i[:-1]))
@@ -172,14 +187,57 @@ def compute_rms_norm(shape: tuple[int, ...], dtype: str, epsilon: float, config:
     return [data, weight, out]
 
 
+def compute_reduction(
+    shape: tuple[int, ...], out_shape: tuple[int, ...], kind: str, dtype: str, config: RowsConfig
+) -> list[Any]:
+    """Return the TE tensors [data, output] of the sum, mean, max or min along the last axis.
+
+    out_shape: the dimensions of the rows, perhaps with ones after them.
+    """
+    *rows, length = shape
+    data = te.placeholder(shape, dtype, name="data")
+    reducer: Callable[..., Expr] = {"max": te.max, "min": te.min}.get(kind, te.sum)
+    combine: Combine = {"max": _max, "min": _min}.get(kind, _add)
+    over = tirx.const(1.0 / length if kind == "mean" else 1.0, dtype)
+
+    def finish(total: Expr) -> Expr:
+        return total * over if kind == "mean" else total
+
+    anchor = annotate_block(kind, "rows", config)
+    total = Row(tuple(rows), length, config).reduce("scale", lambda *i: data(*i), reducer, combine, finish, anchor)
+    return [data, te.compute(out_shape, lambda *i: at_row(total, i[: len(rows)]), name=kind)]
+
+
+def compute_dots(workload: BatchMatmulWorkload, views: tuple[View, View], config: RowsConfig) -> list[Any]:
+    """Return the TE tensors [a, b, output] of a matrix product, each element by itself.
+
+    That is fast where few rows of A meet a B whose columns are contiguous: it is read once, in order.
+    """
+    w, rank = workload, len(workload.batch)
+    stored = [te.placeholder(view.shape, "float32", name=name) for view, name in zip(views, "ab", strict=True)]
+    a, b = (reader(t, view) for t, view in zip(stored, views, strict=True))
+
+    def product(*i: Expr) -> Expr:
+        return a(*i[:rank], i[rank], i[-1]) * b(*i[:rank], i[-1], i[rank + 1])
+
+    anchor = annotate_block("dots", "rows", config)
+    shape = (*w.batch, w.m, w.n)
+    total = Row(shape, w.k, config).reduce("scale", product, te.sum, _add, attrs=anchor)
+    return [*stored, te.compute(shape, lambda *i: total(*i), name="dots")]
+
+
 def _inverse_root(value: Expr, epsilon: float, dtype: str) -> Expr:
     return tirx.const(1, dtype) / te.sqrt(value + tirx.const(epsilon, dtype))
 
 
 def schedule(sch: Any, anchor: Any, output: Any, config: RowsConfig, target: Target) -> None:  # noqa: ANN401
     """Schedule every stage below the loop over rows of `output`; `anchor` is the row's last reduction."""
-    del anchor  # a stage like the others
-    *rows, last = sch.get_loops(output)
+    loops = sch.get_loops(output)
+    rows, last = loops[:-1], loops[-1]
+    if config.single:  # what follows may spread the value along a row again, or not
+        depth = len(sch.get(anchor).writes[0].source.shape)
+        spread = any(int(sch.get(loop).extent) > 1 for loop in loops[depth:])
+        rows, last = (loops[:depth], loops[-1]) if spread else (loops, None)
     task = sch.fuse(*rows) if rows else sch.add_unit_loop(last)
     stages = [
         block
@@ -191,7 +249,8 @@ def schedule(sch: Any, anchor: Any, output: Any, config: RowsConfig, target: Tar
     sch.parallel(task)
     for block in stages:
         schedule_stage(sch, block, config)
-    vectorize_row(sch, sch.get_loops(output)[-1], config)
+    if last is not None:
+        vectorize_row(sch, sch.get_loops(output)[-1], config)
 
 
 def schedule_stage(sch: Any, block: Any, config: RowsConfig) -> None:  # noqa: ANN401
