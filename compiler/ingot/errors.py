@@ -46,6 +46,12 @@ class LogError(IngotError):
     """A tuning log cannot be read, or is given something that is no record."""
 
 
+class WorkerError(IngotError):
+    """A process or machine that builds candidates was lost with its work, or took too long."""
+
+    exit_code = 1
+
+
 class CompilerError(IngotError):
     """The compiler broke one of its own invariants: a bug in ingot, never the user's fault."""
 
@@ -67,4 +73,5 @@ __all__ = [
     "TargetError",
     "ToolchainError",
     "UnsupportedError",
+    "WorkerError",
 ]
