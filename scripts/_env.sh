@@ -10,8 +10,11 @@ python=$venv/bin/python
 stamp=$venv/.ingot-ready     # holds the key of what was installed; written last, so a half-made environment has none
 owned=$venv/.ingot-made      # written first: only an environment with this file is ever deleted
 log=$repo/build/setup.log
-debian_packages="qemu-user libc6-armhf-cross libc6-riscv64-cross gcc g++ make libc6-dev llvm"
+debian_packages="qemu-user libc6-armhf-cross libc6-riscv64-cross gcc g++ make libc6-dev llvm openssh-client"
 case $(uname -m) in aarch64 | arm64) ;; *) debian_packages="$debian_packages libc6-arm64-cross" ;; esac
+# Tests start an sshd of their own on loopback. Where systemd runs, installing Debian's package would also start its
+# service, which nobody asked for: there the tests use the sshd that is installed, or are skipped.
+[ -d /run/systemd/system ] || debian_packages="$debian_packages openssh-server"
 
 refuse() { # what, found, needed, what to do
     printf 'ingot cannot be set up here: %s\n  found:   %s\n  needed:  %s\n  to do:   %s\n' "$1" "$2" "$3" "$4" >&2
@@ -147,7 +150,7 @@ install_debian_packages() {
     else
         say "  not installed, as that needs root and apt-get:$missing"
     fi
-    say "  so tests that run ARM or RISC-V code, or build C with gcc, are reported as skipped"
+    say "  so tests that run ARM or RISC-V code, build C with gcc, or use ssh are reported as skipped"
 }
 
 make_environment() {

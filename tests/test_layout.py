@@ -25,7 +25,11 @@ ALLOWED: dict[str, set[str]] = {
     "schedules": {"errors", "target", "frontend"},
     # The lowering step asks schedules for each kernel, so this is the one edge that looks upside down.
     "passes": {"errors", "target", "frontend", "schedules", "program"},
-    "autotune": {"errors", "target", "frontend", "schedules", "passes", "program"},
+    # Builds and links candidates, and runs them.
+    "autotune": {
+        *("errors", "architectures", "native", "target", "frontend", "schedules", "passes", "program"),
+        *("packager", "runtime", "emulator"),
+    },
     "packager": {"errors", "architectures", "native", "target", "program", "frontend", "schedules", "runtime"},
     # Builds a program that runs an artifact under qemu-user: for the command line and for tests.
     "emulator": {"errors", "architectures", "target", "packager", "runtime"},

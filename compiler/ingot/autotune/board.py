@@ -88,4 +88,15 @@ def open_board(text: str, target: Target) -> Board:
         from ingot.autotune.board_local import LocalBoard
 
         return LocalBoard(target)
+    if text.startswith("qemu:"):
+        from ingot.autotune.board_qemu import QemuBoard
+
+        return QemuBoard(text.removeprefix("qemu:"), target)
+    if match := _SSH.fullmatch(text):
+        from ingot.autotune.board_ssh import SshBoard
+
+        port = int(match["port"] or 22)
+        if not 1 <= port <= 65535:
+            raise OptionError("no such port", where=f"--board {text[:80]}", found=str(port), allowed="1 to 65535")
+        return SshBoard(match["host"] or match["ipv6"], match["user"], match["port"] and port, target)
     raise OptionError("no board of this form", where="--board", found=repr(text[:80]), allowed=FORMS)

@@ -42,9 +42,11 @@ class Finished:
 
 @dataclass
 class _Streams:
-    """What was read so far, and what is still to be written."""
+    """What was read so far, and what is still to be written; `discard` ends the reading of output."""
 
     pending: memoryview
+    marker: bytes
+    discard: bool = False
     output: bytearray = field(default_factory=bytearray)
     errors: bytearray = field(default_factory=bytearray)
 
@@ -55,6 +57,8 @@ def run_limited(
     timeout_s: float,
     feed: bytes | None = None,
     grace_s: float = 0,
+    marker: bytes = b"",
+    start_s: float = 0,
     cpu_s: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
@@ -62,6 +66,7 @@ def run_limited(
 
     feed: bytes for its standard input, which then stays open to the end; None for an empty standard input.
     grace_s: after the timeout, standard input is closed first, and the program has so long to end by itself.
+    marker, start_s: `timeout_s` counts from the moment this text is in its standard error; until then `start_s` counts.
     cpu_s: seconds of CPU time after which Linux ends it, even where this process was killed before.
     environment: variables set beside this process's own.
     Raises OSError where the program cannot be started.
@@ -74,7 +79,7 @@ def run_limited(
         env={**os.environ, **(environment or {})},
         start_new_session=True,
     )
-    streams = _Streams(memoryview(feed or b""))
+    streams = _Streams(memoryview(feed or b""), marker)
     stopped: Literal["", "timeout", "output"] = ""
     try:
         if cpu_s is not None:
@@ -82,9 +87,13 @@ def run_limited(
             # It may have ended already.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 resource.prlimit(process.pid, resource.RLIMIT_CPU, (limit, limit + 5))
-        stopped = _exchange(process, streams, time.monotonic() + timeout_s)
-        if stopped == "timeout" and grace_s > 0:
-            streams.pending = memoryview(b"")
+        if marker:
+            stopped = _exchange(process, streams, time.monotonic() + start_s)
+        if not stopped:
+            streams.marker = b""
+            stopped = _exchange(process, streams, time.monotonic() + timeout_s)
+        if stopped and grace_s > 0:
+            streams.pending, streams.discard = memoryview(b""), True
             _close(process.stdin)
             _exchange(process, streams, time.monotonic() + grace_s)
     finally:
@@ -102,18 +111,20 @@ def _close(pipe: IO[bytes] | None) -> None:
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """Leave nothing behind: first by closing its standard input, if it ends by that, then by a signal."""
     _close(process.stdin)
-    if process.poll() is None and grace_s > 0:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace_s)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    _close(process.stdout)
-    _close(process.stderr)
+    try:
+        if process.poll() is None and grace_s > 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace_s)
+    finally:  # the user may be impatient
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _close(process.stdout)
+        _close(process.stderr)
 
 
 def _exchange(process: subprocess.Popen[bytes], streams: _Streams, deadline: float) -> Literal["", "timeout", "output"]:
-    """Feed and read until the program has ended ("") or must be stopped (why)."""
+    """Feed and read until the program has ended or said the marker (""), or must be stopped (why)."""
     with selectors.DefaultSelector() as selector:
         for pipe, sink in ((process.stdout, streams.output), (process.stderr, streams.errors)):
             if pipe is not None and not pipe.closed:
@@ -122,7 +133,7 @@ def _exchange(process: subprocess.Popen[bytes], streams: _Streams, deadline: flo
         if process.stdin is not None and streams.pending:
             os.set_blocking(process.stdin.fileno(), False)
             selector.register(process.stdin, selectors.EVENT_WRITE)
-        reading = 2
+        reading, kept = 2, len(streams.output)
         ended: float | None = None
         while reading:
             now = time.monotonic()
@@ -139,8 +150,12 @@ def _exchange(process: subprocess.Popen[bytes], streams: _Streams, deadline: flo
                 elif not _read(key.fd, key.data):
                     selector.unregister(key.fileobj)
                     reading -= 1
-            if len(streams.output) > MAX_OUTPUT_BYTES:
+            if streams.discard:
+                del streams.output[kept:]
+            elif len(streams.output) > MAX_OUTPUT_BYTES:
                 return "output"
+            if streams.marker and streams.marker in streams.errors:
+                return ""
             del streams.errors[:-_KEPT_ERRORS]
     while process.poll() is None:
         if time.monotonic() >= deadline:

@@ -158,6 +158,21 @@ def build_program(main: str, triple: str, cpu: str) -> bytes:
         return (folder / "program").read_bytes()
 
 
+def build_plugin(source: bytes, triple: str, cpu: str, defines: Sequence[str] = ()) -> bytes:
+    """A shared library from one C file, for a program that is there already and has what the file leaves undefined.
+
+    `triple` and `cpu` as for `build_program`. Raises as `link` does.
+    """
+    with _workspace() as folder:
+        try:
+            (folder / "plugin.c").write_bytes(source)
+        except OSError as error:
+            raise _disk_error(error, folder) from None
+        machine = ["-target", triple, f"-mcpu={cpu}", *(f"-D{define}" for define in defines)]
+        _zig(["cc", *machine, *_COMPILE, "-shared", "-s", "-Wl,--build-id=none", "-o", "plugin.so", "plugin.c"], folder)
+        return (folder / "plugin.so").read_bytes()
+
+
 def _machine(target: Target) -> list[str]:
     return ["-target", target.zig_triple, f"-mcpu={target.baseline()}"]
 
