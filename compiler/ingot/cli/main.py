@@ -30,6 +30,7 @@ VERBS = {
     "verify": "Compare a compiled model with ONNX Runtime or LiteRT.",
     "inspect": "Show what is inside a model or a library.",
     "check": "Tell whether a library runs on a board, or a model can be compiled.",
+    "log": "List, merge, prune and verify tuning logs.",
     "targets": "List the boards, or explain one.",
 }
 
