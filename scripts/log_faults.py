@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import select
 import signal
 import sys
 import tempfile
@@ -69,14 +70,21 @@ def _start(path: Path, writer: int, first: int) -> tuple[int, int]:
     return child, read_end
 
 
-def _told(pipe: int) -> int | None:
-    """The last number a killed writer told; None if it had no time to."""
-    data = b""
-    while chunk := os.read(pipe, 1 << 16):
-        data += chunk
-    os.close(pipe)
-    numbers = data.split(b"\n")[:-1]
-    return int(numbers[-1]) if numbers else None
+def _read_told(pipes: list[int], enough: int, patience_s: float) -> list[bytes]:
+    """What writers told, until they told `enough` batches together, or all pipes ended, or the time is over."""
+    told = dict.fromkeys(pipes, b"")
+    left = set(pipes)
+    deadline = time.monotonic() + patience_s
+    while left and sum(text.count(b"\n") for text in told.values()) < enough:
+        ready, _, _ = select.select(list(left), [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        for pipe in ready:
+            data = os.read(pipe, 1 << 16)
+            told[pipe] += data
+            if not data:
+                left.remove(pipe)
+    return [told[pipe] for pipe in pipes]
 
 
 def kill_rounds(folder: Path, rounds: int, writers: int, seed: int) -> Kills:
@@ -86,12 +94,17 @@ def kill_rounds(folder: Path, rounds: int, writers: int, seed: int) -> Kills:
     acknowledged = [0] * writers
     for _ in range(rounds):
         started = [_start(path, w, acknowledged[w]) for w in range(writers)]
-        time.sleep(rng.uniform(0.001, 0.15))
+        pipes = [pipe for _, pipe in started]
+        before = _read_told(pipes, rng.randrange(12), 5.0)
+        time.sleep(rng.uniform(0, 0.02))
         for child, _ in started:
             os.kill(child, signal.SIGKILL)
+        after = _read_told(pipes, sys.maxsize, 5.0)
         for w, (child, pipe) in enumerate(started):
             os.waitpid(child, 0)
-            acknowledged[w] = _told(pipe) or acknowledged[w]
+            os.close(pipe)
+            numbers = (before[w] + after[w]).split(b"\n")[:-1]
+            acknowledged[w] = int(numbers[-1]) if numbers else acknowledged[w]
         result.kills += 1
         try:
             log.append(path, [record(writers, result.kills)])  # what resuming does first

@@ -39,7 +39,7 @@ class OptionError(IngotError):
 
 
 class BoardError(IngotError):
-    """A board to measure on cannot be reached, or is not a machine of the target's kind."""
+    """A board or a cluster to measure on cannot be reached, or is not of the target's kind."""
 
 
 class LogError(IngotError):
