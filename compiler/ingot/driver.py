@@ -14,6 +14,7 @@ from ingot.target import load_target
 if TYPE_CHECKING:
     from ingot.frontend.interface import Imported
     from ingot.packager.artifact import Artifact
+    from ingot.passes.picks import Picks
     from ingot.passes.state import State
     from ingot.program import Program
     from ingot.target import Target
@@ -38,6 +39,8 @@ def compile(
     shape: Mapping[str, Sequence[int]] | None = None,
     precision: str = "fp32",
     selftest: bool = True,
+    log: str | os.PathLike[str] | None = None,
+    threads: int = 1,
     progress: Progress | None = None,
     print_ir_after: Collection[str] = (),
     show_ir: Callable[[str, str], None] | None = None,
@@ -49,11 +52,14 @@ def compile(
     shape:     static shapes by input name, for dimensions the model leaves open.
     precision: arithmetic of float layers; layers that are quantised in the model stay so.
     selftest:  store a seeded input's expected outputs, from ONNX Runtime or LiteRT, in the artifact.
+    log:       a folder of tuning logs to use before those that come with ingot, see `ingot tune`.
+    threads:   how many threads the model will mostly run on; of use only to choose among measured configs.
     progress:  called with (stage, number done, number of stages).
     print_ir_after, show_ir: `show_ir(step, text)` gets the program after each named step.
 
-    Raises ModelError, UnsupportedError, ShapeError, TargetError, OptionError or ToolchainError.
+    Raises ModelError, UnsupportedError, ShapeError, TargetError, OptionError, LogError or ToolchainError.
     """
+    from ingot.autotune.lookup import load as load_logs
     from ingot.packager.artifact import package
     from ingot.packager.selftest import build_selftest
 
@@ -61,12 +67,15 @@ def compile(
         raise OptionError("unknown precision", where="precision", found=precision, allowed=", ".join(PRECISIONS))
     report = _Reporter(progress)
     board = load_target(target)
+    measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
     imported = _import(path, shape)
-    state = _run_passes(imported, board, print_ir_after=print_ir_after, show_ir=show_ir, report=report)
+    state = _run_passes(imported, board, measured, print_ir_after=print_ir_after, show_ir=show_ir, report=report)
     report("generate_code")
     program = _generate(state)
     notices = [*imported.notices, *state.notices]
+    if measured.counts.skipped:
+        notices.append(f"{measured.counts.skipped} lines of the tuning logs are damaged or foreign, and were skipped")
     report("selftest")
     stored = None
     if selftest:
@@ -126,6 +135,7 @@ def _import(path: str | os.PathLike[str], shape: Mapping[str, Sequence[int]] | N
 def _run_passes(
     imported: Imported,
     board: Target,
+    picks: Picks,
     *,
     print_ir_after: Collection[str],
     show_ir: Callable[[str, str], None] | None,
@@ -134,7 +144,7 @@ def _run_passes(
     from ingot.passes.pipeline import run
     from ingot.passes.state import State
 
-    state = State(imported.module, imported.weights, imported, board)
+    state = State(imported.module, imported.weights, imported, board, picks=picks)
     return run(state, print_ir_after=print_ir_after, show=show_ir, progress=report)
 
 

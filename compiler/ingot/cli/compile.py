@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingot.cli.options import PATH, parse_shapes, shape_option
+from ingot.cli.options import MAX_THREADS, PATH, parse_shapes, shape_option
 from ingot.errors import IngotError, OptionError
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ _STAGES = {
 @shape_option
 @click.option("--precision", default="fp32", show_default=True, help="Arithmetic of float layers.")
 @click.option("--emit", type=click.Choice(tuple(ENDINGS)), default="so", show_default=True, help="What to write.")
+@click.option("--log", type=PATH, metavar="DIR", help="A folder of tuning logs to use, see `ingot tune`.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    default=1,
+    show_default=True,
+    help="Threads the model will run on: chooses among measured configs.",
+)
 @click.option("--no-selftest", is_flag=True, help="Store no expected outputs in the library.")
 @click.option("--print-ir-after", "print_after", multiple=True, metavar="STEP", help="Print the program after a step.")
 @click.option("--stop-after", metavar="STEP", help="Write the program after a step, and stop there.")
@@ -60,6 +68,8 @@ def command(
     shapes: Sequence[str],
     precision: str,
     emit: str,
+    log: Path | None,
+    threads: int,
     no_selftest: bool,
     print_after: Sequence[str],
     stop_after: str | None,
@@ -88,6 +98,8 @@ def command(
             shape=shape,
             precision=precision,
             selftest=not no_selftest,
+            log=log,
+            threads=threads,
             progress=progress,
             print_ir_after=print_after,
             show_ir=lambda step, text: click.echo(f"# after {step}\n{text}\n"),

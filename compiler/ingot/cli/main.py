@@ -28,6 +28,7 @@ VERBS = {
     "run": "Run a compiled model on files.",
     "bench": "Measure a compiled model's speed and memory.",
     "verify": "Compare a compiled model with ONNX Runtime or LiteRT.",
+    "tune": "Search the best kernels for a model, on the board itself.",
     "inspect": "Show what is inside a model or a library.",
     "check": "Tell whether a library runs on a board, or a model can be compiled.",
     "log": "List, merge, prune and verify tuning logs.",

@@ -132,9 +132,16 @@ def generate_object(functions: dict[str, Any], target: Target) -> tuple[bytes, s
 
     Raises ToolchainError if this TVM was built without LLVM for the target's architecture.
     """
-    import tempfile
-    from pathlib import Path
+    built = _build(functions, target)
+    return _object_of(built), _stable_names(str(built.inspect_source("ll")))
 
+
+def generate_code(functions: dict[str, Any], target: Target) -> bytes:
+    """As `generate_object`, without the LLVM IR."""
+    return _object_of(_build(functions, target))
+
+
+def _build(functions: dict[str, Any], target: Target) -> Any:  # noqa: ANN401 - TVM's module
     build = tvm.get_global_func("target.build.llvm", allow_missing=True)
     if build is None:
         raise ToolchainError(
@@ -145,11 +152,17 @@ def generate_object(functions: dict[str, Any], target: Target) -> tuple[bytes, s
     module = tvm.IRModule({symbol: functions[symbol] for symbol in sorted(functions)})
     with tvm.transform.PassContext(opt_level=3):
         module = _passes(llvm_target, pointer_bytes=target.pointer_bytes)(module)
-        built = build(module, llvm_target)
+        return build(module, llvm_target)
+
+
+def _object_of(built: Any) -> bytes:  # noqa: ANN401 - TVM's module
+    import tempfile
+    from pathlib import Path
+
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
         path = Path(folder) / "kernels.o"
         built.write_to_file(str(path))
-        return path.read_bytes(), _stable_names(str(built.inspect_source("ll")))
+        return path.read_bytes()
 
 
 def _stable_names(text: str) -> str:

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,6 +172,31 @@ def build_plugin(source: bytes, triple: str, cpu: str, defines: Sequence[str] = 
         machine = ["-target", triple, f"-mcpu={cpu}", *(f"-D{define}" for define in defines)]
         _zig(["cc", *machine, *_COMPILE, "-shared", "-s", "-Wl,--build-id=none", "-o", "plugin.so", "plugin.c"], folder)
         return (folder / "plugin.so").read_bytes()
+
+
+def link_program(
+    main: str, sources: Mapping[str, bytes], objects: Sequence[bytes], target: Target, output: Path
+) -> None:
+    """Write an executable of the C file `main`, which may include `sources` and the runtime's files, and of objects.
+
+    For kernels that are not part of a model. Raises as `link` does.
+    """
+    with _workspace() as folder:
+        names = [f"kernels_{i}.o" for i in range(len(objects))]
+        try:
+            for name in RUNTIME_FILES:
+                (folder / name).write_bytes(runtime_source(name))
+            for name, data in (*sources.items(), *zip(names, objects, strict=True)):
+                (folder / name).write_bytes(data)
+        except OSError as error:
+            raise _disk_error(error, folder) from None
+        flags = [flag for flag in _COMPILE if flag != "-fPIC"]
+        last = ["-s", "-Wl,--build-id=none", "-Wl,-z,defs", "-o", "program", main, *names, "-lm", "-lpthread"]
+        _zig(["cc", *_machine(target), *flags, *last], folder)
+        try:
+            shutil.move(folder / "program", output)
+        except OSError as error:
+            raise _disk_error(error, output.parent) from None
 
 
 def _machine(target: Target) -> list[str]:

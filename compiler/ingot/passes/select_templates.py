@@ -7,6 +7,7 @@ from typing import Any
 from tvm import relax, te, topi
 
 from ingot.passes.live import spare_bytes
+from ingot.passes.picks import Chooser, conv2d_text, depthwise_text, matmul_text
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
 from ingot.schedules import conv2d, conv2d_int8, depthwise, resize, winograd, winograd_nests
@@ -32,16 +33,16 @@ def select_templates(state: State) -> State:
     Case 6: conv2d of case 1 with 3x3 windows and stride 1, where that is estimated to be faster: `schedules.winograd`.
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
-    target, spare = state.target, spare_bytes(state)
+    target, spare, choose = state.target, spare_bytes(state), Chooser(state)
     macs = 0
 
     def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         nonlocal macs
         name = op_name(call)
         if name == "relax.nn.conv2d":
-            result, count = _conv2d(rewriter, call, args, target, spare.get(call, 0))
+            result, count = _conv2d(rewriter, call, args, target, spare.get(call, 0), choose)
         elif name == "relax.matmul":
-            result, count = _matmul(rewriter, call, args, target)
+            result, count = _matmul(rewriter, call, args, target, choose)
         elif name == "relax.image.resize2d":
             result, count = _resize2d(rewriter, call, args), 0
         elif name in _POOLS:
@@ -84,6 +85,7 @@ def _conv2d(
     args: list[Any],
     target: Target,
     workspace: int,
+    choose: Chooser,
 ) -> tuple[Any, int]:
     """Cases 1, 2 and 6; `workspace` is the bytes of the arena the call may use for itself."""
     attrs, weight = call.attrs, rewriter.weight(args[1])
@@ -108,6 +110,7 @@ def _conv2d(
         return None, count
     base = str(getattr(args[1], "name", "weight"))
     data, convert = _stored(rewriter, args[0])
+    stored = convert.dtype if convert is not None else common["dtype"]
     dot = dot4_of(target)
     whole = convert is not None and convert.scale == 1.0 and conv2d_int8.is_whole(weight)
     if groups == 1 and dot is not None and convert is not None and whole:
@@ -119,25 +122,43 @@ def _conv2d(
         return _call(rewriter, "conv2d_int8", tensors, [data, packed, constant], call.ty), count
     if groups == 1:
         workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
-        fast = winograd.default_config(workload, target, workspace) if convert is None else None
-        if fast is not None:
-            transformed = rewriter.add_weight(f"{base}_winograd", winograd.pack_weight(weight, fast))
-            function = winograd_nests.primitive(workload, fast, target)
+        fits = convert is None and winograd.supports(workload, target)
+        fast = winograd.default_config(workload, target, workspace) if fits else None
+
+        def space() -> list[Any]:
+            tiles = conv2d.configs(workload, target)
+            return [*tiles, *winograd.configs(workload, target, workspace)] if fits else list(tiles)
+
+        default = fast or conv2d.default_config(workload, target)
+        config = choose(call, conv2d_text(workload, stored), space, default)
+        if isinstance(config, winograd.WinogradConfig):
+            transformed = rewriter.add_weight(f"{base}_winograd", winograd.pack_weight(weight, config))
+            function = winograd_nests.primitive(workload, config, target)
             return _call_function(rewriter, "winograd_conv2d", function, [data, transformed], call.ty), count
-        config = conv2d.default_config(workload, target)
         packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(weight, config.block))
         tensors = conv2d.compute(workload, config, convert)
         return _call(rewriter, "conv2d", tensors, [data, packed], call.ty), count
     if groups == channels == out_channels:
         depth = depthwise.DepthwiseWorkload(channels=channels, **common)
-        depth_config = depthwise.default_config(depth, target)
+        depth_config = choose(
+            call,
+            depthwise_text(depth, stored),
+            lambda: depthwise.configs(depth, target),
+            depthwise.default_config(depth, target),
+        )
         packed = rewriter.add_weight(f"{base}_packed", depthwise.pack_weight(weight))
         tensors = depthwise.compute(depth, depth_config, convert)
         return _call(rewriter, "depthwise_conv2d", tensors, [data, packed], call.ty), count
     return None, count
 
 
-def _matmul(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> tuple[Any, int]:  # noqa: ANN401
+def _matmul(
+    rewriter: Rewriter,
+    call: Any,  # noqa: ANN401
+    args: list[Any],
+    target: Target,
+    choose: Chooser,
+) -> tuple[Any, int]:
     """Case 3."""
     weight = rewriter.weight(args[1])
     lead, k, n = shape_of(args[0])[:-1], shape_of(args[0])[-1], shape_of(args[1])[-1]
@@ -148,11 +169,17 @@ def _matmul(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> t
     if weight is None or weight.ndim != 2 or not lead or dtype_of(args[0]) != dtype_of(call):
         return None, count
     workload = conv2d.MatmulWorkload(lead, k, n, dtype_of(call))
-    config = conv2d.default_config(workload.as_conv(), target)
+    data, convert = _stored(rewriter, args[0])
+    conv = workload.as_conv()
+    config = choose(
+        call,
+        matmul_text(workload, convert.dtype if convert is not None else workload.dtype),
+        lambda: conv2d.configs(conv, target),
+        conv2d.default_config(conv, target),
+    )
     ohwi = weight.T.reshape(n, 1, 1, k)
     base = str(getattr(args[1], "name", "weight"))
     packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(ohwi, config.block))
-    data, convert = _stored(rewriter, args[0])
     tensors = conv2d.compute_matmul(workload, config, convert)
     return _call(rewriter, "matmul", tensors, [data, packed], call.ty), count
 

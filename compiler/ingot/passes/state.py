@@ -23,6 +23,7 @@ class State:
     imported:   what the frontend read; its own module is the one before any pass.
     lowered:    set by `lower`: the steps over virtual buffers, see `ingot.passes.lower`.
     program:    set by `plan_memory`: the finished description for the packager.
+    picks:      chooses the templates' configs, see `ingot.passes.picks`; None for the cost formula.
     """
 
     module: Any
@@ -33,6 +34,7 @@ class State:
     lowered: Any = None
     program: Program | None = None
     notices: tuple[str, ...] = field(default=())
+    picks: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
 
     def having(self, **changes: Any) -> State:  # noqa: ANN401 - any field of State
         """Return a copy with the given fields replaced."""

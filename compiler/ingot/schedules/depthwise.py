@@ -69,6 +69,19 @@ def default_config(workload: DepthwiseWorkload, target: Target) -> DepthwiseConf
     return DepthwiseConfig(pixels=pixels, block=block, lanes=lanes)
 
 
+def configs(workload: DepthwiseWorkload, target: Target) -> list[DepthwiseConfig]:
+    """Return the space: every tile whose accumulators and one weight vector fit the register file."""
+    regs = registers(target)
+    widest, found = lanes_for(target, workload.dtype, workload.channels), []
+    for vectors in (1, 2, 3, 4, 6, 8):
+        if workload.channels % (widest * vectors):
+            continue
+        for pixels in range(1, min(workload.out_width, 14) + 1):
+            if pixels * vectors + vectors + 1 <= regs.count:
+                found.append(DepthwiseConfig(pixels=pixels, block=widest * vectors, lanes=widest))
+    return found
+
+
 def pack_weight(weight: np.ndarray) -> np.ndarray:
     """Pack OHWI weights with I = 1 to [KH][KW][C]."""
     return np.ascontiguousarray(weight[:, :, :, 0].transpose(1, 2, 0))

@@ -1,0 +1,107 @@
+"""Made-up weights that are small to send and large to use: outer products, whatever order they are packed in.
+
+A canonical weight is w[o, ...] = a[o] * b[...] with seeded a and b. Every packing of a template only permutes, pads and
+(Winograd) transforms along the other axes, so a packed weight is again an outer product of two short vectors, which is
+all an executable of candidates carries. Any two weights that matter differ, so a kernel that reads the wrong one gives
+the wrong answer.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+#: Up to this many elements a weight keeps its real values: scales, zero points, tables' shapes.
+KEPT_ELEMENTS = 64
+#: Up to this many bytes a packed weight that is no outer product is stored as it is.
+STORED_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What a task knows of a weight. whole: its values are whole numbers. values: only of a small one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    whole: bool
+    values: bytes | None = field(default=None, repr=False)
+
+
+def spec_of(name: str, value: np.ndarray) -> WeightSpec:
+    """Describe a weight."""
+    kept = value.tobytes() if value.size <= KEPT_ELEMENTS else None
+    whole = value.dtype.kind in "iu" or bool(np.all(value == np.rint(value)))
+    return WeightSpec(name, str(value.dtype), tuple(value.shape), whole, kept)
+
+
+def synthesise(spec: WeightSpec) -> np.ndarray:
+    """Return values for a weight: its own if they are known, else an outer product of its first and other axes.
+
+    A matrix [K, N] is one too, so its axes' roles do not matter. Sums over all but one axis stay around 1.
+    """
+    if spec.values is not None:
+        return np.frombuffer(spec.values, spec.dtype).reshape(spec.shape)
+    generator = np.random.default_rng(zlib.crc32(spec.name.encode()))
+    first, rest = spec.shape[0], int(np.prod(spec.shape[1:], dtype=np.int64))
+    if spec.whole:
+        low = 0 if spec.dtype.startswith("u") else -11
+        a, b = (generator.integers(low, 12, n) for n in (first, rest))
+        return np.outer(a, b).reshape(spec.shape).astype(spec.dtype)
+    a = generator.uniform(0.5, 1.5, first) * generator.choice((-1.0, 1.0), first)
+    b = generator.uniform(0.5, 1.5, rest) * generator.choice((-1.0, 1.0), rest)
+    scale = 1.0 / np.sqrt(max(first, rest, 1)) if len(spec.shape) > 1 else 1.0
+    return np.outer(a * scale, b).reshape(spec.shape).astype(spec.dtype)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A packed weight P, reshaped to [n0, m, nl, q], as P[i, j, l, k] = a[i, l] * b[j, k] in its own type."""
+
+    dims: tuple[int, int, int, int]
+    a: np.ndarray
+    b: np.ndarray
+
+
+def factorise(packed: np.ndarray) -> Factors | None:
+    """Return the factors of a packed weight, or None if it is no outer product in any of the layouts we know.
+
+    Case 1: [blocks, ..., lanes], Case 2: [..., channels], Case 3: [blocks, ..., lanes, group]. Floats may differ from
+    the product by rounding.
+    """
+    shape = packed.shape
+    if packed.size == 0 or packed.ndim < 2:
+        return None
+    layouts = [(shape[0], -1, shape[-1], 1), (1, -1, shape[-1], 1)]
+    if packed.ndim > 3:
+        layouts.append((shape[0], -1, shape[-2], shape[-1]))
+    for layout in layouts:
+        n0, _, nl, q = layout
+        m = packed.size // (n0 * nl * q)
+        cube = packed.reshape(n0, m, nl, q)
+        matrix = cube.transpose(0, 2, 1, 3).reshape(n0 * nl, m * q).astype(np.float64)
+        row, column = (int(v) for v in np.unravel_index(int(np.abs(matrix).argmax()), matrix.shape))
+        pivot = matrix[row, column]
+        if pivot == 0:
+            return Factors((n0, m, nl, q), np.zeros(n0 * nl, np.float32), np.zeros(m * q, np.float32))
+        a, b = matrix[:, column], matrix[row] / pivot
+        if packed.dtype.kind in "iu":
+            a, b = _whole(a, b)
+        if np.abs(np.outer(a, b) - matrix).max() <= (0 if packed.dtype.kind in "iu" else 1e-5 * abs(pivot)):
+            return Factors((n0, m, nl, q), a.astype(np.float32), b.astype(np.float32))
+    return None
+
+
+def _whole(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Move a whole factor from `a` to `b` so that both are whole numbers."""
+    divisor = int(np.gcd.reduce(np.abs(np.rint(a)).astype(np.int64)))
+    return a / max(divisor, 1), b * max(divisor, 1)
+
+
+def expand(factors: Factors, dtype: str) -> np.ndarray:
+    """Return the flat packed weight, as the runner computes it."""
+    n0, m, nl, q = factors.dims
+    cube: np.ndarray = factors.a.reshape(n0, 1, nl, 1) * factors.b.reshape(1, m, 1, q)
+    return np.asarray(cube.astype(dtype)).reshape(-1)

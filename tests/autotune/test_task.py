@@ -1,0 +1,96 @@
+"""Tasks: their keys are the same forever, and what is cut out computes what it was cut from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autotune.small import small_state
+from ingot.autotune.space import TEMPLATES, Space, decode, encode
+from ingot.autotune.task import Task, lowered_with, tasks_of
+from ingot.autotune.weights import WeightSpec, expand, factorise, spec_of, synthesise
+from ingot.passes.lower import Call
+from ingot.schedules.conv2d import TileConfig
+from ingot.schedules.depthwise import DepthwiseConfig
+from ingot.schedules.winograd import WinogradConfig
+from ingot.target import load_target
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Task]:
+    return tasks_of(small_state(tmp_path_factory.mktemp("small"), "x86-64-v3"))
+
+
+def test_keys_are_what_old_logs_hold(tasks: list[Task], golden: Callable[..., None]) -> None:
+    """A changed key loses every record of it: change one only with the operator's meaning."""
+    golden("".join(f"{task.runs} x {task.key}\n" for task in tasks))
+
+
+def test_keys_do_not_depend_on_the_target(tasks: list[Task], tmp_path: Path) -> None:
+    assert [t.key for t in tasks_of(small_state(tmp_path, "raspberry-pi-4"))] == [t.key for t in tasks]
+
+
+def test_every_task_is_what_it_was_cut_from(tasks: list[Task]) -> None:
+    target = load_target("x86-64-v3")
+    for task in tasks:
+        default = lowered_with((task.key, task.work), task.default, target)  # raises if the key is not asked for
+        assert any(isinstance(call, Call) for call in default.lowered.calls)
+        assert task.default in Space(task.space)
+        assert task.macs > 0
+
+
+def test_packed_weights_are_outer_products_in_every_template(tasks: list[Task]) -> None:
+    target = load_target("x86-64-v3")
+    seen = set()
+    for task in tasks:
+        kinds = {type(c): c for c in task.space}
+        for config in {task.default, *kinds.values(), task.space[-1]}:
+            seen.add(type(config))
+            for call in lowered_with((task.key, task.work), config, target).lowered.calls:
+                for value in call.args if isinstance(call, Call) else ():
+                    if value.data is None or value.data.size <= 256:
+                        continue
+                    factors = factorise(value.data)
+                    assert factors is not None, (task.key, config)
+                    again = expand(factors, value.dtype)
+                    np.testing.assert_allclose(again, value.data.reshape(-1), atol=1e-5 * np.abs(value.data).max())
+    assert seen == {TileConfig, WinogradConfig, DepthwiseConfig}
+
+
+def test_whole_weights_stay_whole() -> None:
+    spec = WeightSpec("w0", "int8", (24, 3, 3, 8), whole=True)
+    value = synthesise(spec)
+    assert value.dtype == np.int8
+    # [CO/8][KH][KW][CI/4][8][4], as integer kernels pack it
+    packed = np.ascontiguousarray(value.reshape(3, 8, 3, 3, 2, 4).transpose(0, 2, 3, 4, 1, 5))
+    factors = factorise(packed)
+    assert factors is not None
+    np.testing.assert_array_equal(expand(factors, "int8"), packed.reshape(-1))
+
+
+def test_small_weights_keep_their_values() -> None:
+    scale = np.float32([0.25])
+    np.testing.assert_array_equal(synthesise(spec_of("w0", scale)), scale)
+
+
+def test_what_is_no_outer_product_is_none() -> None:
+    assert factorise(np.random.default_rng(0).standard_normal((4, 5, 6)).astype(np.float32)) is None
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_config_survives_its_dict(kind: str) -> None:
+    from dataclasses import fields
+
+    config = TEMPLATES[kind](**{f.name: i + 1 for i, f in enumerate(fields(TEMPLATES[kind]))})
+    assert decode(encode(config)) == (config, 0)
+    assert decode({**encode(config), "tomorrow": 3}) == (config, 1)
+
+
+@pytest.mark.parametrize(
+    "encoded", [{}, {"template": "tile"}, {"template": "no"}, {"template": "tile", "pixels": "4", "block": 8}]
+)
+def test_what_is_no_config_is_none(encoded: dict[str, int | str]) -> None:
+    assert decode(encoded) is None
