@@ -106,7 +106,7 @@ def test_times_and_counts_do_not_share() -> None:
 
 
 def test_every_board_is_looked_at() -> None:
-    assert BoardPool([Scripted("a"), Scripted("b")]).probe() == "a; b"
+    assert BoardPool([Scripted("a"), Scripted("b")]).probe() == "a: a; b: b"
     with pytest.raises(BoardError, match="refuses"):
         BoardPool([Scripted("a"), Scripted("b", always="refused")]).probe()
 

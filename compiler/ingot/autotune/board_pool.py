@@ -51,7 +51,9 @@ class BoardPool:
 
     def probe(self) -> str:
         """Look at every board. Raises BoardError for the first that does not answer."""
-        return "; ".join([board.probe() for board in self.boards])
+        if len(self.boards) == 1:
+            return self.boards[0].probe()
+        return "; ".join([f"{board.name}: {board.probe()}" for board in self.boards])
 
     def run(self, executable: Path, arguments: Sequence[str], timeout_s: float) -> Outcome:
         """Run the batch on a free board, on another one where that fails; waits while all are busy.

@@ -154,7 +154,7 @@ class SshBoard:
             raise BoardError("the board's CPU lacks features of the target", where, ", ".join(missing), hint=hint)
         keys = [line.partition(":")[0].strip().lower() for line in done.lines()]
         cores = sum(key == "processor" for key in keys)
-        return f"{self.name}, {said.words[1]}, {cores} cores" if cores else f"{self.name}, {said.words[1]}"
+        return f"{said.words[1]}, {cores} cores" if cores else said.words[1]
 
     def run(self, executable: Path, arguments: Sequence[str], timeout_s: float) -> Outcome:
         """Copy it to the board, run it there, remove it."""

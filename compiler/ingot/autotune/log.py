@@ -46,8 +46,6 @@ _MAX_NS = 1e15
 #: Boards whose numbers are executed instructions, not time: their records have files of their own.
 _COUNTING = "qemu:"
 _COUNTS_SUFFIX = "+instructions"  # no target's name can hold a plus
-#: Failures after which a config is never used again, whatever other records say of it.
-_DISQUALIFIED = frozenset({"wrong_answer", "crash"})
 
 
 @dataclass(frozen=True)
@@ -359,7 +357,7 @@ def best(records: Iterable[Record]) -> dict[tuple[str, int], Record]:
     """The best record of each (task, threads), for records of one target and one unit.
 
     A config measured more than once counts with the median of its times, so that one lucky moment does not make it
-    the best; one that ever crashed or computed wrongly does not count at all. The order of the records is irrelevant.
+    the best; one that ever failed does not count at all. The order of the records is irrelevant.
     """
     groups: dict[tuple[str, int], dict[str, _Config]] = {}
     for record in records:
@@ -378,16 +376,14 @@ class _Config:
     """All records of one config."""
 
     measured: list[Record] = field(default_factory=list)
-    disqualified: bool = False
+    failed: list[Record] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
-        if record.ok and record.ns is not None:
-            self.measured.append(record)
-        self.disqualified |= record.status in _DISQUALIFIED
+        (self.measured if record.ok else self.failed).append(record)
 
     @property
     def usable(self) -> bool:
-        return bool(self.measured) and not self.disqualified
+        return bool(self.measured) and not self.failed
 
     @property
     def median(self) -> float:
@@ -401,22 +397,20 @@ class _Config:
 
 
 def prune(records: Iterable[Record], keep: int) -> list[Record]:
-    """The records worth keeping: of each task, one of each of the `keep` fastest configs, and every disqualification.
+    """The records worth keeping: of each task, one of each of the `keep` fastest configs, and one of each that failed.
 
     Sorted, so that equal logs become equal files.
     """
     groups: dict[tuple[str, str, int], dict[str, _Config]] = {}
-    verdicts: dict[bytes, Record] = {}
     for record in records:
         configs = groups.setdefault((record.target, record.task, record.threads), {})
         configs.setdefault(record.config_key, _Config()).add(record)
-        if record.status in _DISQUALIFIED:
-            verdicts[encode(record)] = record
-    kept = dict(verdicts)
+    kept: list[Record] = []
     for configs in groups.values():
         able = sorted((c for c in configs.values() if c.usable), key=lambda c: (c.median, encode(c.typical)))
-        kept |= {encode(c.typical): c.typical for c in able[:keep]}
-    return sorted(kept.values(), key=lambda r: (r.task, r.threads, not r.ok, r.ns or 0.0, encode(r)))
+        kept += [c.typical for c in able[:keep]]
+        kept += [min(c.failed, key=encode) for c in configs.values() if c.failed]
+    return sorted(kept, key=lambda r: (r.task, r.threads, not r.ok, r.ns or 0.0, encode(r)))
 
 
 def rewrite(path: Path, keep: int) -> tuple[int, int, Counts]:

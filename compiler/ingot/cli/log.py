@@ -169,7 +169,7 @@ def _add(records: Iterable[Record], folder: Path) -> int:
     "--keep", type=click.IntRange(1, 1_000_000), default=16, show_default=True, help="Configs kept per workload."
 )
 def prune(target: str, folder: Path, keep: int) -> None:
-    """Rewrite TARGET's log in DIR with the fastest configs of each workload, and those that crashed or were wrong."""
+    """Rewrite TARGET's log in DIR with the fastest configs of each workload, and those that failed."""
     from ingot.autotune.log import log_path, rewrite
     from ingot.cli.console import clean, console
 
