@@ -12,7 +12,9 @@ from ingot.errors import OptionError
 from ingot.target import load_target
 
 if TYPE_CHECKING:
+    from ingot.frontend.bind import Bindable
     from ingot.frontend.interface import Imported
+    from ingot.frontend.keep_state import Kept
     from ingot.packager.artifact import Artifact
     from ingot.passes.picks import Picks
     from ingot.passes.state import State
@@ -37,6 +39,8 @@ def compile(
     *,
     target: str = "native",
     shape: Mapping[str, Sequence[int]] | None = None,
+    bind: Mapping[str, Bindable] | None = None,
+    state: Mapping[str, Kept] | None = None,
     precision: str = "fp32",
     selftest: bool = True,
     log: str | os.PathLike[str] | None = None,
@@ -50,6 +54,8 @@ def compile(
     path:      the model file.
     target:    a name from `ingot targets`, the path of a target's TOML file, or "native" for this machine.
     shape:     static shapes by input name, for dimensions the model leaves open.
+    bind:      values by input name (arrays, numbers or lists of them): these inputs become constants of the model.
+    state:     an output by input name, or (output, first value): the model keeps them from one run to the next.
     precision: arithmetic of float layers; layers that are quantised in the model stay so.
     selftest:  store a seeded input's expected outputs, from ONNX Runtime or LiteRT, in the artifact.
     log:       a folder of tuning logs to use before those that come with ingot, see `ingot tune`.
@@ -69,11 +75,11 @@ def compile(
     board = load_target(target)
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
-    imported = _import(path, shape)
-    state = _run_passes(imported, board, measured, print_ir_after=print_ir_after, show_ir=show_ir, report=report)
+    imported = _import(path, shape, bind, state)
+    planned = _run_passes(imported, board, measured, print_ir_after=print_ir_after, show_ir=show_ir, report=report)
     report("generate_code")
-    program = _generate(state)
-    notices = [*imported.notices, *state.notices]
+    program = _generate(planned)
+    notices = [*imported.notices, *planned.notices]
     if measured.counts.skipped:
         notices.append(f"{measured.counts.skipped} lines of the tuning logs are damaged or foreign, and were skipped")
     report("selftest")
@@ -94,6 +100,8 @@ def relax_after(
     *,
     target: str = "native",
     shape: Mapping[str, Sequence[int]] | None = None,
+    bind: Mapping[str, Bindable] | None = None,
+    state: Mapping[str, Kept] | None = None,
 ) -> str:
     """Return the program as text after the named compiler step, and stop there.
 
@@ -103,7 +111,7 @@ def relax_after(
     from ingot.passes.state import State
 
     board = load_target(target)
-    imported = _import(path, shape)
+    imported = _import(path, shape, bind, state)
     return text_of(run(State(imported.module, imported.weights, imported, board), stop_after=step))
 
 
@@ -126,10 +134,15 @@ class _Reporter:
             self.progress("done", len(self.names), len(self.names))
 
 
-def _import(path: str | os.PathLike[str], shape: Mapping[str, Sequence[int]] | None) -> Imported:
+def _import(
+    path: str | os.PathLike[str],
+    shape: Mapping[str, Sequence[int]] | None,
+    bind: Mapping[str, Bindable] | None,
+    state: Mapping[str, Kept] | None,
+) -> Imported:
     from ingot.frontend import import_model
 
-    return import_model(path, shape)
+    return import_model(path, shape, bind, state)
 
 
 def _run_passes(

@@ -73,27 +73,47 @@ def run_under_qemu(
     threads: int = 1,
     timeout_s: float = 900,
 ) -> list[Array]:
-    """Run an artifact once on an emulated CPU of `target`.
+    """Run an artifact once on an emulated CPU of `target`: the outputs of `stream_under_qemu` for a single run."""
+    return stream_under_qemu(so_path, [feeds], target, threads=threads, timeout_s=timeout_s)[0]
 
-    feeds: one array per input, in the model's order, of its dtype and shape (bfloat16 as uint16 bits).
+
+def stream_under_qemu(
+    so_path: str | os.PathLike[str],
+    runs: Sequence[Sequence[Array]],
+    target: Target,
+    *,
+    threads: int = 1,
+    timeout_s: float = 900,
+) -> list[list[Array]]:
+    """Run one instance of an artifact several times in a row on an emulated CPU of `target`.
+
+    runs: for each run one array per input, in the model's order, of its dtype and shape (bfloat16 as uint16 bits).
     threads: 0 to 64, as in `ingot.load`, 0 for as many as the CPU affinity allows.
-    Returns the outputs in the model's order, each of its dtype and shape.
+    Returns for each run the outputs in the model's order, each of its dtype and shape.
     Raises LoadError for a file that is no artifact, InputError for feeds that do not fit, ToolchainError where the
     emulator is missing, RunError where the model or the emulated CPU fails.
     """
     metadata = read_metadata(so_path)
     qemu = emulator_for(target)
     where = f"model {metadata['name']} under {qemu.binary} -cpu {qemu.cpu}"
-    arrays = [_fit(spec, array) for spec, array in _pairs(metadata["inputs"], feeds)]
+    steps = [[_fit(spec, array) for spec, array in _pairs(metadata["inputs"], feeds)] for feeds in runs]
     with tempfile.TemporaryDirectory(prefix="ingot-") as name:
         folder = Path(name)
         program = folder / "run_main"
         program.write_bytes(_program(target.arch))
         program.chmod(0o755)
-        for i, array in enumerate(arrays):
-            (folder / f"in{i}").write_bytes(array.tobytes())
+        for i in range(len(metadata["inputs"])):
+            (folder / f"in{i}").write_bytes(b"".join(arrays[i].tobytes() for arrays in steps))
         symbol = f"ingot_{metadata['name']}_api"
-        command = [*qemu.command(), str(program), str(Path(so_path).absolute()), symbol, str(threads), name]
+        command = [
+            *qemu.command(),
+            str(program),
+            str(Path(so_path).absolute()),
+            symbol,
+            str(threads),
+            name,
+            str(len(steps)),
+        ]
         try:
             done = subprocess.run(
                 command,
@@ -110,7 +130,8 @@ def run_under_qemu(
             raise ToolchainError("the emulator cannot be started", where=qemu.binary, found=str(error)) from None
         if done.returncode != 0:
             raise RunError("the emulated model failed", where=where, found=_reason(done))
-        return [_read(folder / f"out{i}", spec) for i, spec in enumerate(metadata["outputs"])]
+        found = [_read(folder / f"out{i}", spec, len(steps)) for i, spec in enumerate(metadata["outputs"])]
+        return [[array[run] for array in found] for run in range(len(steps))]
 
 
 def _pairs(specs: Sequence[dict[str, Any]], feeds: Sequence[Array]) -> list[tuple[dict[str, Any], Array]]:
@@ -133,8 +154,9 @@ def _fit(spec: dict[str, Any], array: Array) -> Array:
     return array
 
 
-def _read(path: Path, spec: dict[str, Any]) -> Array:
-    array: Array = np.fromfile(path, dtype=_dtype(spec)).reshape(spec["shape"])
+def _read(path: Path, spec: dict[str, Any], runs: int) -> Array:
+    """The outputs of all runs, stacked."""
+    array: Array = np.fromfile(path, dtype=_dtype(spec)).reshape([runs, *spec["shape"]])
     return array
 
 

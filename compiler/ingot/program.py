@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Place = Literal["input", "output", "weight", "arena"]
+Place = Literal["input", "output", "weight", "arena", "state"]
 
 
 @dataclass(frozen=True)
 class BufferRef:
     """Where an argument of a kernel lies.
 
-    `index` is the position among the model's inputs or outputs for those places, else 0. `offset` is in bytes: into
-    the weights blob, into the arena, or into the input or output tensor.
+    `index` is the position among the caller's inputs or outputs for those places, and for "state" which half: 0 what
+    the run before has left, 1 what this one leaves; else 0. `offset` is in bytes: into the weights blob, the arena, the
+    half, or the input or output tensor.
     """
 
     place: Place
@@ -69,13 +70,19 @@ class CopyStep:
 
 @dataclass(frozen=True)
 class Program:
-    """A whole lowered model. `objects` holds relocatable ELF objects with all kernels; `llvm_ir` their LLVM text."""
+    """A whole lowered model. `objects` holds relocatable ELF objects with all kernels; `llvm_ir` their LLVM text.
+
+    `state_bytes` is the size of each of the two halves of an instance's state; `initial_state` the offset in the
+    weights of what the first run finds, None for zeros.
+    """
 
     steps: tuple[Step | CopyStep, ...]
     objects: tuple[bytes, ...]
     weights: bytes
     arena_bytes: int
     macs: int
+    state_bytes: int = 0
+    initial_state: int | None = None
     llvm_ir: str = field(repr=False, default="")
     relax: str = field(repr=False, default="")
 

@@ -96,6 +96,91 @@ def test_print_ir_after_prints_each_step(ingot: Ingot, tiny_model: Path, tmp_pat
     assert first < second < result.stdout.index("wrote ")
 
 
+# ------------------------------------------------------------------------------------------------------ bound inputs
+
+
+def test_bound_inputs_vanish_and_are_verified(ingot: Ingot, refused: Refused, pair_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    so, table = tmp_path / "m.so", tmp_path / "a.npy"
+    np.save(table, np.arange(6, dtype=np.float32).reshape(2, 3) - 2)
+    result = ingot("compile", pair_model, "--bind", "k=[1, -2, 3, 4]", "-o", so)
+    assert result.exit_code == 0, result.output
+    assert [t["name"] for t in api.load(so).metadata["inputs"]] == ["a"]
+    assert "k int64[4] = 1, -2, 3, 4" in ingot("inspect", so).stdout
+    outputs = api.load(so).run({"a": np.load(table)})
+    np.testing.assert_array_equal(outputs["file"], [2, -4, 6, 8])
+    assert ingot("verify", so, pair_model).exit_code == 0
+    refused(ingot("verify", so, pair_model, "--bind", "a=1"), "not bound", "'k'")
+    refused(ingot("verify", so, pair_model, "--bind", "k=1,2,3,4"), "another value")
+    both = ingot("compile", pair_model, "--bind", "k=1,-2,3,4", "--bind", f"a={table}", "-o", so)
+    assert both.exit_code == 0, both.output
+    model = api.load(so)
+    assert model.inputs == () and model.selftest() == 0
+    np.testing.assert_array_equal(model()[0], np.maximum(np.load(table), 0))
+
+
+def test_a_large_bound_value_is_given_again_to_verify(
+    ingot: Ingot, refused: Refused, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    so, values = tmp_path / "m.so", tmp_path / "x.npy"
+    np.save(values, np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32))
+    result = ingot("compile", tiny_model, "--bind", f"x={values}", "-o", so)
+    assert result.exit_code == 0, result.output
+    refused(ingot("verify", so, tiny_model), "a bound value is not known", "--bind x=FILE.npy")
+    assert ingot("verify", so, tiny_model, "--bind", f"x={values}").exit_code == 0
+    assert ingot("check", tiny_model, "--bind", f"x={values}").exit_code == 0
+
+
+def test_a_bind_that_cannot_be_read_is_refused(
+    ingot: Ingot, refused: Refused, pair_model: Path, pair_so: Path, tmp_path: Path
+) -> None:
+    for name, content in (("text.npy", b"text"), ("half.npy", b"\x93NUMPY\x01\0v\0{'descr': '<i8', 'for")):
+        (tmp_path / name).write_bytes(content)
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "whole.npy", np.arange(4))
+    (tmp_path / "short.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:-1])
+    for text in ("k", "=1", "k=", "k=one", 'k="1"', "k={}", "k=null", "k=[1", "k=" + "[" * 9999, "k=" + "9" * 5000):
+        refused(ingot("compile", pair_model, "--bind", text), "cannot be read")
+    for name in ("text", "half", "words", "short", "missing"):
+        refused(ingot("compile", pair_model, "--bind", f"k={tmp_path / name}.npy"), str(tmp_path / name))
+    refused(ingot("compile", pair_model, "--bind", "k=1,2,3,4", "--bind", "k=1,2,3,4"), "given twice")
+    refused(
+        ingot("compile", pair_model, "--bind", "a=[[1,2,3],[4,5,6]]", "--shape", "a=2,3"), "both a value and a shape"
+    )
+    refused(ingot("check", pair_so, "--bind", "k=1"), "a library has its interface already")
+
+
+# ------------------------------------------------------------------------------------------------------------ state
+
+
+def test_state_is_kept_and_verified(ingot: Ingot, refused: Refused, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    nodes = [helper.make_node("Add", ["h", "x"], ["h:1"]), helper.make_node("Neg", ["h:1"], ["y"])]
+    shapes = {"x": [1, 3], "h": [1, 3]}
+    inputs = [value(name, shape) for name, shape in shapes.items()]
+    model = save(tmp_path / "sum.onnx", nodes, inputs, [value("y", [1, 3]), value("h:1", [1, 3])], {})
+    np.save(tmp_path / "first.npy", np.array([[1, 2, 3]], np.float32))
+    rows = np.arange(12, dtype=np.float32).reshape(4, 1, 3)
+    np.save(tmp_path / "x.npy", rows)
+    np.savez(tmp_path / "x.npz", x=rows.reshape(4, 3))
+    for state, first in (("h=h:1", 0), (f"h=h:1:{tmp_path / 'first.npy'}", [[1, 2, 3]])):
+        so = tmp_path / "sum.so"
+        assert ingot("compile", model, "--state", state, "-o", so).exit_code == 0
+        assert "h = h:1 float32[1, 3]" in ingot("inspect", so).stdout
+        done = ingot("run", so, "--stream", "--input", f"x={tmp_path / 'x.npy'}", "-o", tmp_path / "y.npz")
+        assert done.exit_code == 0, done.output
+        np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["y"], -(first + np.cumsum(rows, 0)))
+        verified = ingot("verify", so, model, "--data", tmp_path / "x.npz")
+        assert verified.exit_code == 0, verified.output
+        assert "4 samples" in verified.stdout and " 0  " in verified.stdout
+    assert "state h = h:1" in ingot("check", model, "--state", "h=h:1").stdout
+    refused(ingot("run", so, "--stream", "--input", f"x={tmp_path / 'first.npy'}"), "no row for each run")
+    refused(ingot("compile", model, "--state", "h=y:1"), "did you mean 'h:1'")
+    refused(ingot("compile", model, "--state", "h"), "cannot be read")
+    refused(ingot("compile", model, "--state", "h=y", "--state", "h=y"), "given twice")
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 

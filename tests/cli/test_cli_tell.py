@@ -184,7 +184,7 @@ def test_check_refuses(ingot: Ingot, refused: Refused, tiny_so: Path, tmp_path: 
     (tmp_path / "half.so").write_bytes(tiny_so.read_bytes()[:3000])
     refused(ingot("check", tmp_path / "half.so"), "truncated")
     refused(ingot("check", tmp_path / "none"), "does not exist")
-    refused(ingot("check", tiny_so, "--shape", "x=1"), "has its shapes already")
+    refused(ingot("check", tiny_so, "--shape", "x=1"), "has its interface already")
     refused(ingot("check", tiny_so, "--target", "rasberry-pi-4"), "did you mean raspberry-pi-4")
 
 

@@ -203,8 +203,7 @@ def test_another_class_byte_order_or_machine(tmp_path: Path) -> None:
         assert open_all(path)[0][0] == LOAD
 
 
-@pytest.mark.parametrize("value", [0, 2, 99])
-@pytest.mark.parametrize("field", ["abi", "format"])
+@pytest.mark.parametrize(("field", "value"), [("abi", 0), ("abi", 2), ("abi", 99), ("format", 1), ("format", 99)])
 def test_another_abi_or_format(tmp_path: Path, field: str, value: int) -> None:
     path = write(tmp_path / "model.so", altered(library(), **{field: value}))
     error = refuse(path, f"{'ABI' if field == 'abi' else 'format'} {value}; this loader")

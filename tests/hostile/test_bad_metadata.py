@@ -35,6 +35,9 @@ def notes() -> dict[str, bytes]:
     meta = metadata_of(library())
     good = encode(meta)
     tensor = meta["inputs"][0]
+    bound = {"name": "k", "dtype": "int64", "shape": [1], "position": 0, "values": [1], "sha256": ""}
+    state = {"input": "h", "output": "i", "dtype": "int8", "shape": [1], "initial": 0}
+    state |= {"input_position": 0, "output_position": 0}
     q = {"scales": [1.0], "zero_points": [0], "axis": 0}
     return {
         "empty": b"",
@@ -71,6 +74,12 @@ def notes() -> dict[str, bytes]:
         "nine dimensions": note(meta, inputs=[{**tensor, "shape": [1] * 9}]),
         "another dtype": note(meta, inputs=[{**tensor, "dtype": "object"}]),
         "unhashable dtype": note(meta, inputs=[{**tensor, "dtype": ["float32"]}]),
+        "no bound inputs": encode({key: value for key, value in meta.items() if key != "bound"}),
+        "a bound value as text": note(meta, bound=[{**bound, "values": ["1"]}]),
+        "a bound value without a place": note(meta, bound=[{k: v for k, v in bound.items() if k != "position"}]),
+        "no states": encode({key: value for key, value in meta.items() if key != "states"}),
+        "a state before the weights": note(meta, states=[{**state, "initial": -1}]),
+        "a state without a shape": note(meta, states=[{k: v for k, v in state.items() if k != "shape"}]),
         "same names": note(meta, inputs=[tensor, tensor]),
         "quantization text": note(meta, inputs=[{**tensor, "quantization": "no"}]),
         "scales of one, zero points of none": note(meta, inputs=[{**tensor, "quantization": {**q, "zero_points": []}}]),
@@ -89,6 +98,8 @@ ONLY_PYTHON = (
     *("not utf-8", "twice", "nan", "infinity", "deep and closed", "a shape without end", "a negative shape"),
     *("nine dimensions", "another dtype", "unhashable dtype", "same names", "quantization text", "axis beyond"),
     *("scales of one, zero points of none", "no scales", "scale without end", "zero point without end"),
+    *("no bound inputs", "a bound value as text", "a bound value without a place"),
+    *("no states", "a state before the weights", "a state without a shape"),
 )
 
 

@@ -37,7 +37,7 @@ def test_save_and_read_back(artifact: Artifact, tmp_path: Path) -> None:
 def test_metadata_fields(artifact: Artifact) -> None:
     program, imported, target, _ = handmade()
     meta = artifact.metadata
-    assert meta["format"] == 1
+    assert meta["format"] == 2
     assert meta["abi"] == 1
     assert meta["target"]["features"] == list(target.features)
     assert meta["arena_bytes"] == program.arena_bytes

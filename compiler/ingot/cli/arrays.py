@@ -6,6 +6,7 @@ Nothing is unpickled. The header is compared with the model first; then exactly 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 import zipfile
@@ -125,6 +126,24 @@ def load_npy(path: Path, spec: TensorSpec) -> Array:
     """The array in a .npy file, of any dtype and shape; with data only if they are the model's. Raises InputError."""
     with _open(path) as file:
         return _load(file, spec, str(path))
+
+
+def load_any(path: Path) -> Array:
+    """The array in a .npy file, whatever its dtype and shape, if the file holds all of it. Raises InputError."""
+    with _open(path) as file:
+        header = _header(file, str(path))
+        if header.dtype.kind not in "biuf" and header.dtype != np.dtype("V2"):  # V2: bfloat16, which NumPy lacks
+            found = str(header.dtype)
+            raise InputError("the array does not hold numbers", where=str(path), found=found, allowed="numbers")
+        # Python's whole numbers: the header's product may be anything. Nothing is read that the file does not hold.
+        size = header.dtype.itemsize * math.prod(header.shape)
+        left = os.fstat(file.fileno()).st_size - file.tell()
+        if size != left:
+            found = f"{left} bytes of data"
+            raise InputError("the array file has another size", where=str(path), found=found, allowed=f"{size} bytes")
+        data = _read(file, header, size, str(path))
+    array = np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 class Archive:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingot.cli.options import PATH, parse_shapes, shape_option
+from ingot.cli.options import PATH, bind_option, parse_binds, parse_shapes, parse_states, shape_option, state_option
 from ingot.errors import OptionError
 
 if TYPE_CHECKING:
@@ -29,7 +29,17 @@ Row = tuple[str, bool | None, str]
 )
 @click.option("--flash", type=click.FloatRange(0), metavar="MIB", help="Storage that is free for it.")
 @shape_option
-def command(file: Path, target: str | None, ram: float | None, flash: float | None, shapes: Sequence[str]) -> int:
+@bind_option
+@state_option
+def command(
+    file: Path,
+    target: str | None,
+    ram: float | None,
+    flash: float | None,
+    shapes: Sequence[str],
+    binds: Sequence[str],
+    states: Sequence[str],
+) -> int:
     """Tell whether a compiled library will run on a board or this machine, or whether a model can be compiled.
 
     Ends with 1 if the library will not run, with 2 if the model cannot be compiled, and lists why.
@@ -41,26 +51,32 @@ def command(file: Path, target: str | None, ram: float | None, flash: float | No
     from ingot.cli.files import is_elf
 
     if is_elf(file):
-        if shapes:
-            raise OptionError("a library has its shapes already", where="--shape", hint="leave it out")
+        for option, values in (("--shape", shapes), ("--bind", binds), ("--state", states)):
+            if values:
+                raise OptionError("a library has its interface already", where=option, hint="leave it out")
         return _check_library(file, target, ram, flash)
     if target is not None or ram is not None or flash is not None:
         hint = f"compile it first: ingot compile {file}" + (f" --target {target}" if target else "")
         raise OptionError("--target, --ram and --flash are about libraries", where=str(file), hint=hint)
-    return _check_model(file, parse_shapes(shapes))
+    return _check_model(file, parse_shapes(shapes), parse_binds(binds), parse_states(states))
 
 
-def _check_model(path: Path, shape: dict[str, tuple[int, ...]]) -> int:
+def _check_model(path: Path, shape: dict[str, tuple[int, ...]], bind: dict[str, Any], state: dict[str, Any]) -> int:
     """Import the model; what is unsupported is raised with all operators and nodes."""
     from ingot.cli.console import clean, console
     from ingot.frontend import import_model
 
-    imported = import_model(path, shape)
+    imported = import_model(path, shape, bind, state)
     out = console()
     out.print(f"yes, {clean(path)} can be compiled", style="green", soft_wrap=True)
-    for side, specs in (("input", imported.inputs), ("output", imported.outputs)):
+    for side, specs in (("input", imported.user_inputs), ("output", imported.user_outputs)):
         for spec in specs:
             out.print(f"  {side} {clean(spec.name)}: {spec.dtype}[{', '.join(map(str, spec.shape))}]", soft_wrap=True)
+    for bound in imported.bound:
+        out.print(f"  bound {clean(bound.spec.name)}: {bound.spec.dtype}{list(bound.spec.shape)}", soft_wrap=True)
+    for kept in imported.states:
+        pair = clean(f"{imported.inputs[kept.input].name} = {imported.outputs[kept.output].name}")
+        out.print(f"  state {pair}: {imported.inputs[kept.input].dtype}{list(kept.initial.shape)}", soft_wrap=True)
     for notice in imported.notices:
         out.print(f"note: {clean(notice)}", style="yellow", soft_wrap=True)
     return 0

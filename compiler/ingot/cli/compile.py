@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingot.cli.options import MAX_THREADS, PATH, parse_shapes, shape_option
+from ingot.cli.options import (
+    MAX_THREADS,
+    PATH,
+    bind_option,
+    parse_binds,
+    parse_shapes,
+    parse_states,
+    shape_option,
+    state_option,
+)
 from ingot.errors import IngotError, OptionError
 
 if TYPE_CHECKING:
@@ -48,6 +57,8 @@ _STAGES = {
 )
 @click.option("-o", "--output", type=PATH, help="The file to write. Default: the model's name, here. - prints text.")
 @shape_option
+@bind_option
+@state_option
 @click.option("--precision", default="fp32", show_default=True, help="Arithmetic of float layers.")
 @click.option("--emit", type=click.Choice(tuple(ENDINGS)), default="so", show_default=True, help="What to write.")
 @click.option("--log", type=PATH, metavar="DIR", help="A folder of tuning logs to use, see `ingot tune`.")
@@ -66,6 +77,8 @@ def command(
     target: str | None,
     output: Path | None,
     shapes: Sequence[str],
+    binds: Sequence[str],
+    states: Sequence[str],
     precision: str,
     emit: str,
     log: Path | None,
@@ -78,13 +91,13 @@ def command(
 
     \b
       ingot compile model.onnx --target raspberry-pi-4 -o model.so
-      ingot compile model.onnx --shape x=1,3,224,224
+      ingot compile model.onnx --shape x=1,3,224,224 --bind threshold=0.5
       ingot compile model.tflite --emit a -o libmodel.a      (writes libmodel.h too)
     """
-    shape = parse_shapes(shapes)
+    interface = {"shape": parse_shapes(shapes), "bind": parse_binds(binds), "state": parse_states(states)}
     if stop_after is not None:
         _check_steps([stop_after])
-        _write_program(model, target or _NATIVE, shape, stop_after, output, also=print_after)
+        _write_program(model, target or _NATIVE, interface, stop_after, output, also=print_after)
         return
     paths = _output_paths(model, output, emit)
     _check_steps(print_after)
@@ -95,7 +108,7 @@ def command(
         artifact = ingot.compile(
             model,
             target=target or _NATIVE,
-            shape=shape,
+            **interface,
             precision=precision,
             selftest=not no_selftest,
             log=log,
@@ -145,7 +158,7 @@ def _check_steps(names: Sequence[str]) -> None:
 
 
 def _write_program(
-    model: Path, target: str, shape: dict[str, tuple[int, ...]], step: str, output: Path | None, *, also: Sequence[str]
+    model: Path, target: str, interface: dict[str, Any], step: str, output: Path | None, *, also: Sequence[str]
 ) -> None:
     if also:
         raise OptionError("--stop-after and --print-ir-after do not go together", hint="leave one of them out")
@@ -155,7 +168,7 @@ def _write_program(
     to_file = output is not None and str(output) != "-"
     if output is not None and to_file:
         check_output(output, inputs=(model,))
-    text = relax_after(model, step, target=target, shape=shape) + "\n"
+    text = relax_after(model, step, target=target, **interface) + "\n"
     if output is not None and to_file:
         from ingot.packager.artifact import write_file
 

@@ -158,6 +158,8 @@ def _show_library(facts: dict[str, Any]) -> None:
         ("code", f"{size(facts['text_bytes'])} .text, {meta['kernels']} kernels in {meta['steps']} steps"),
         ("work", f"{number(meta['macs'])} multiply-adds, {meta['precision']}"),
         ("selftest", "stored" if meta["selftest"] else "none"),
+        *(("bound", _bound(entry)) for entry in meta["bound"]),
+        *(("state", f"{e['input']} = {e['output']} {e['dtype']}{e['shape']}") for e in meta["states"]),
         ("exports", ", ".join(facts["exported"])),
         ("needs", ", ".join(facts["needed"]) + (f" ({versions})" if versions else "")),
         ("made by", f"{meta['compiler']}, format {meta['format']}, ABI {meta['abi']}"),
@@ -172,6 +174,13 @@ def _show_library(facts: dict[str, Any]) -> None:
         for s in facts["sections"]
     ]
     show(out, table(("section", "size", ""), sections, right=("size",)))
+
+
+def _bound(entry: dict[str, Any]) -> str:
+    """A bound input in one line: its value if it is small."""
+    values = entry["values"]
+    text = f"SHA-256 {entry['sha256']}" if values is None or len(values) > 8 else ", ".join(map(str, values))
+    return f"{entry['name']} {entry['dtype']}{entry['shape']} = {text}"
 
 
 def _newest(versions: list[str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +21,20 @@ shape_option = click.option(
     multiple=True,
     metavar="NAME=D,D,...",
     help="Shape of an input whose dimensions the model leaves open, like x=1,3,224,224. Repeatable.",
+)
+bind_option = click.option(
+    "--bind",
+    "binds",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Make an input a constant: a number, a list like 1,3,224, or a .npy file. Repeatable.",
+)
+state_option = click.option(
+    "--state",
+    "states",
+    multiple=True,
+    metavar="IN=OUT[:FILE.npy]",
+    help="Keep a pair of input and output in the model, from one run to the next; the file is its first value.",
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**63), default=0, show_default=True, help="Seed of the random inputs."
@@ -44,3 +60,69 @@ def parse_shapes(values: Sequence[str]) -> dict[str, tuple[int, ...]]:
             raise OptionError("a --shape is given twice for one input", where="--shape", found=repr(name[:80]))
         shapes[name] = tuple(int(word) for word in words)
     return shapes
+
+
+def parse_binds(values: Sequence[str]) -> dict[str, Any]:
+    """Read `--bind` values to numbers, lists or arrays by input name. Raises OptionError, or InputError for a file."""
+    from ingot.cli.arrays import load_any
+
+    binds: dict[str, Any] = {}
+    for value in values:
+        name, equals, text = value.rpartition("=")
+        found = _numbers(text.strip()) if equals and name else None
+        if found is None and equals and name and text.endswith(".npy"):
+            found = load_any(Path(text))
+        if found is None:
+            raise OptionError(
+                "a --bind cannot be read",
+                where="--bind",
+                found=repr(value[:80]),
+                allowed="NAME=NUMBER, NAME=[N,N,...] or NAME=FILE.npy",
+                hint="for example: --bind axes=0,1 or --bind table=table.npy",
+            )
+        if name in binds:
+            raise OptionError("a --bind is given twice for one input", where="--bind", found=repr(name[:80]))
+        binds[name] = found
+    return binds
+
+
+def parse_states(values: Sequence[str]) -> dict[str, Any]:
+    """Read `--state` values: an output, or (output, first value), by input. Raises OptionError or InputError."""
+    from ingot.cli.arrays import load_any
+
+    states: dict[str, Any] = {}
+    for value in values:
+        name, _, rest = value.partition("=")
+        # Names may hold colons themselves: only a file behind one is a first value.
+        output, colon, file = rest.rpartition(":")
+        has_file = bool(colon) and file.endswith(".npy")
+        output = output if has_file else rest
+        if not name or not output:
+            raise OptionError(
+                "a --state cannot be read",
+                where="--state",
+                found=repr(value[:80]),
+                allowed="INPUT=OUTPUT or INPUT=OUTPUT:FILE.npy",
+                hint="for example: --state h=h_out",
+            )
+        if name in states:
+            raise OptionError("a --state is given twice for one input", where="--state", found=repr(name[:80]))
+        states[name] = (output, load_any(Path(file))) if has_file else output
+    return states
+
+
+def _numbers(text: str) -> Any:  # noqa: ANN401 - a number or nested lists of them
+    """The number or list that a text holds; None if it holds neither."""
+    try:
+        value = json.loads(text if text[:1] == "[" or "," not in text else f"[{text}]")
+    except (ValueError, RecursionError):
+        return None
+    kinds = (bool, int, float)
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting.extend(item)
+        elif not isinstance(item, kinds):
+            return None
+    return value

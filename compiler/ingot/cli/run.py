@@ -37,6 +37,11 @@ _MAX_LABEL_BYTES = 16 << 20
 @click.option("--output-dir", type=PATH, help="Write each output to a .npy file in this folder.")
 @click.option("--top", type=click.IntRange(1, 1000), metavar="N", help="Rank the N largest values of the first output.")
 @click.option("--labels", type=PATH, help="Text file with the name of one class in each line, for --top.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Run once for each row of the inputs' arrays (.npy, with a first axis more than the model's), state kept.",
+)
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Default: as many as this process may use.")
 @click.option("--mean", metavar="M[,M,M]", help="Images: (pixel * scale - mean) / std. One value, or one per channel.")
 @click.option("--std", metavar="S[,S,S]", help="Images: see --mean.")
@@ -57,6 +62,7 @@ def command(
     output_dir: Path | None,
     top: int | None,
     labels: Path | None,
+    stream: bool,
     threads: int | None,
     mean: str | None,
     std: str | None,
@@ -67,7 +73,8 @@ def command(
 ) -> None:
     """Run MODEL.so, a model compiled for this machine, on files.
 
-    8-bit inputs take an image's pixels as they are, unless --mean, --std or --scale is given.
+    A model that keeps state starts from its first one. 8-bit inputs take an image's pixels as they are, unless --mean,
+    --std or --scale is given.
 
     \b
       ingot run model.so --input x=x.npy -o out.npz
@@ -87,7 +94,7 @@ def command(
         check_output(output, inputs=(library,))
     with ingot.load(str(library), threads=threads) as model:
         names = None if labels is None else _read_labels(labels, model.outputs[0])
-        outputs = model.run(_read_inputs(model, inputs, how))
+        outputs = _stream(model, inputs) if stream else model.run(_read_inputs(model, inputs, how))
         if output is not None:
             _write_archive(output, outputs)
         files: dict[str, Path] = {}
@@ -134,6 +141,30 @@ def _read_inputs(model: Model, given: Sequence[str], how: Preprocessing) -> dict
         else:
             put(name, load_npy(path, specs[name]) if kind == "npy" else load_image(path, specs[name], how))
     return arrays
+
+
+def _stream(model: Model, given: Sequence[str]) -> dict[str, Array]:
+    """The outputs of a run for each row of the inputs, stacked on a first axis. Raises InputError."""
+    from ingot.cli.arrays import load_any
+
+    specs = {spec.name: spec for spec in model.inputs}
+    arrays: dict[str, Array] = {}
+    for text in given:
+        name, path = _split(text, specs)
+        name = _only(specs, text) if name is None else name
+        if name in arrays:
+            raise InputError(f"input {name!r} is given twice", where="--input")
+        arrays[name] = load_any(path)
+        wanted = specs[name].shape if name in specs else arrays[name].shape[1:]  # the model refuses other names
+        if arrays[name].ndim == 0 or arrays[name].shape[1:] != wanted:
+            found, allowed = str(list(arrays[name].shape)), f"[runs, {str(list(wanted))[1:]}"
+            raise InputError(f"input {name!r} has no row for each run", where=str(path), found=found, allowed=allowed)
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1 or counts == {0}:
+        found = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items()) or "no inputs"
+        raise InputError("the inputs do not tell the number of runs", where="--stream", found=found)
+    runs = [model.run({name: array[i] for name, array in arrays.items()}) for i in range(counts.pop())]
+    return {spec.name: np.stack([outputs[spec.name] for outputs in runs]) for spec in model.outputs}
 
 
 def _split(text: str, specs: dict[str, TensorSpec]) -> tuple[str | None, Path]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from ingot.cli.options import MAX_THREADS, PATH, seed_option
-from ingot.errors import IngotError, InputError, LoadError, ModelError, RunError, ToolchainError
+from ingot.cli.options import MAX_THREADS, PATH, bind_option, parse_binds, seed_option
+from ingot.errors import IngotError, InputError, LoadError, ModelError, OptionError, RunError, ToolchainError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -82,22 +82,34 @@ def _widen(bits: Array) -> Array:
 )
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), default=1, show_default=True)
 @seed_option
+@bind_option
 def command(
-    library: Path, model: Path, data: Path | None, place: str, tolerance: float | None, threads: int, seed: int
+    library: Path,
+    model: Path,
+    data: Path | None,
+    place: str,
+    tolerance: float | None,
+    threads: int,
+    seed: int,
+    binds: Sequence[str],
 ) -> int:
     """Compare the outputs of MODEL.so with those of ONNX Runtime or LiteRT on MODEL, the file it was compiled from.
 
     Ends with 1 if an output is outside the tolerance. A library for another architecture runs with --on qemu.
+    Values that were bound when it was compiled are taken from the library; large ones have to be given again.
+    A model that keeps state runs all samples in a row, from its first state.
 
     \b
       ingot verify model.so model.onnx
       ingot verify pi4.so model.onnx --on qemu --data samples.npz
     """
     from ingot.cli.console import clean, console
+    from ingot.packager.selftest import source_inputs
     from ingot.runtime.loader import TensorSpec, read_metadata
 
     meta = read_metadata(str(library))
     source_format = _source_format(model, meta)
+    bound, states = _bound(meta, parse_binds(binds)), _first_states(library, meta)
     inputs = [TensorSpec(t) for t in meta["inputs"]]
     scores = [_Score(TensorSpec(t)) for t in meta["outputs"]]
     out = console()
@@ -105,9 +117,13 @@ def command(
         run = stack.enter_context(_runner(library, meta, place, threads))
         count, samples = stack.enter_context(_samples(inputs, data, seed))
         judge = stack.enter_context(_Judge(model, source_format))
-        for feeds in samples:
-            found = run(feeds)
-            wanted = judge.outputs(feeds)
+        for feeds, found in run(samples):
+            every = judge.outputs(source_inputs(feeds, [*bound, *states]))
+            kept = [entry["output_position"] for entry in meta["states"]]
+            if any(place >= len(every) for place in kept):
+                raise ModelError("the model has other outputs", where=str(model), found=f"{len(every)} outputs")
+            states = [(*state[:2], every[place]) for state, place in zip(states, kept, strict=True)]
+            wanted = [array for place, array in enumerate(every) if place not in kept]
             if len(wanted) != len(scores):
                 there, here = f"{len(wanted)} outputs of {judge.engine}", f"{len(scores)}, as the library has"
                 raise ModelError("the model has other outputs", where=str(model), found=there, allowed=here)
@@ -130,16 +146,69 @@ def _source_format(model: Path, meta: dict[str, Any]) -> str:
     return source.format
 
 
-@contextlib.contextmanager
-def _runner(
-    library: Path, meta: dict[str, Any], place: str, threads: int
-) -> Iterator[Callable[[dict[str, Array]], list[Array]]]:
-    """A function from inputs to outputs, here or on an emulated CPU."""
-    if place == "qemu":
-        from ingot.emulator import run_under_qemu
+def _bound(meta: dict[str, Any], given: dict[str, Any]) -> list[tuple[int, str, Array]]:
+    """The inputs that were bound at compile time: place, name, value. Raises OptionError where a value is not known."""
+    from ingot.packager.metadata import bound_array
 
-        target = _target_of(meta)
-        yield lambda feeds: run_under_qemu(library, _checked(feeds, meta), target, threads=threads)
+    names = [entry["name"] for entry in meta["bound"]]
+    for name in given:
+        if name not in names:
+            allowed = ", ".join(map(repr, names)) or "none: the library has no bound inputs"
+            raise OptionError("--bind names an input that is not bound", "--bind", repr(name[:80]), allowed)
+    found = []
+    for entry in meta["bound"]:
+        name = entry["name"]
+        value = given.get(name)
+        if value is not None and not isinstance(value, np.ndarray):
+            value = np.asarray(value).astype(_bits(entry["dtype"]))
+        array = bound_array(entry, value)
+        if array is None:
+            what = "a bound input has another value in the library" if name in given else "a bound value is not known"
+            hint = f"give the value it was compiled with: --bind {name}=FILE.npy"
+            raise OptionError(what, where=f"input {name!r}", allowed=f"SHA-256 {entry['sha256']}", hint=hint)
+        found.append((entry["position"], name, array))
+    return found
+
+
+def _first_states(library: Path, meta: dict[str, Any]) -> list[tuple[int, str, Array]]:
+    """The first values of the state: place among the source's inputs, name, value. Raises LoadError for a lie."""
+    import math
+
+    from ingot.packager.elf import Elf
+
+    entries = meta["states"]
+    if sum(math.prod(entry["shape"]) for entry in entries) > meta["state_bytes"]:
+        raise LoadError("the library's states are larger than its memory for them", where=str(library))
+    elf = Elf(library.read_bytes(), str(library)) if any(entry["initial"] is not None for entry in entries) else None
+    section = elf.section(".ingot.weights") if elf is not None else None
+    found = []
+    for entry in entries:
+        dtype, shape, start = _bits(entry["dtype"]), entry["shape"], entry["initial"]
+        value = np.zeros(shape, dtype)
+        if start is not None:
+            data = bytes(elf.contents(section)[start : start + value.nbytes]) if elf and section else b""
+            if len(data) != value.nbytes:
+                raise LoadError("a first state lies outside the library's weights", where=str(library))
+            value = np.frombuffer(data, dtype).reshape(shape)
+        found.append((entry["input_position"], entry["input"], value))
+    return found
+
+
+def _bits(dtype: str) -> np.dtype[Any]:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+
+
+#: Takes samples and gives each with its outputs.
+_Runner = Callable[[Iterator[dict[str, Any]]], Iterator[tuple[dict[str, Any], list[Any]]]]
+
+
+@contextlib.contextmanager
+def _runner(library: Path, meta: dict[str, Any], place: str, threads: int) -> Iterator[_Runner]:
+    """A function from samples to samples with their outputs, here or on an emulated CPU."""
+    if place == "qemu":
+        yield lambda samples: _emulated(library, meta, samples, threads)
         return
     import ingot
 
@@ -151,7 +220,19 @@ def _runner(
             raise LoadError(error.what, error.where, error.found, error.allowed, hint) from None
         raise
     with loaded as net:
-        yield lambda feeds: list(net.run(feeds).values())
+        yield lambda samples: ((feeds, list(net.run(feeds).values())) for feeds in samples)
+
+
+def _emulated(
+    library: Path, meta: dict[str, Any], samples: Iterator[dict[str, Any]], threads: int
+) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    from ingot.emulator import stream_under_qemu
+
+    # A model with state sees all samples in one process.
+    groups = [list(samples)] if meta["states"] else ([feeds] for feeds in samples)
+    for group in groups:
+        runs = [_checked(feeds, meta) for feeds in group]
+        yield from zip(group, stream_under_qemu(library, runs, _target_of(meta), threads=threads), strict=True)
 
 
 def _checked(feeds: dict[str, Array], meta: dict[str, Any]) -> list[Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,35 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """An input of the source that the user made a constant: `position` counts among all of the source's inputs."""
+
+    spec: TensorSpec
+    position: int
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """A tensor that a run leaves to the next one: `Imported.outputs[output]` becomes `inputs[input]` then.
+
+    `initial` is what the first run finds.
+    """
+
+    input: int
+    output: int
+    initial: np.ndarray
+
+
+@dataclass(frozen=True)
 class Imported:
     """A model in the compiler's normal form (see `ingot.frontend.normal_form`).
 
     `weights` holds one array for each parameter of `module["main"]` after the inputs, in that order, by the
     parameter's name. `name` is a C identifier made from the file's stem. `source_peak_bytes` is the largest number
     of bytes live at once on the source graph, in its own order, without weights, inputs and outputs: a lower bound
-    for any arena. `notices` are sentences the user should read.
+    for any arena. `notices` are sentences the user should read. `bound` are inputs of the source that are constants
+    here. `states` are pairs of an input and an output that a compiled model keeps for itself.
     """
 
     module: tvm.IRModule
@@ -57,3 +80,23 @@ class Imported:
     source_sha256: str
     source_peak_bytes: int
     notices: tuple[str, ...]
+    bound: tuple[Bound, ...] = ()
+    states: tuple[StateTensor, ...] = ()
+
+    @property
+    def user_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a caller gives, in order: those that are no state."""
+        kept = {state.input for state in self.states}
+        return tuple(spec for i, spec in enumerate(self.inputs) if i not in kept)
+
+    def source_position(self, index: int) -> int:
+        """The place of `inputs[index]` among the source's inputs, of which some may be bound."""
+        taken = {bound.position for bound in self.bound}
+        free = (place for place in range(len(self.inputs) + len(taken)) if place not in taken)
+        return next(itertools.islice(free, index, None))
+
+    @property
+    def user_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs that a caller gets, in order: those that are no state."""
+        kept = {state.output for state in self.states}
+        return tuple(spec for i, spec in enumerate(self.outputs) if i not in kept)

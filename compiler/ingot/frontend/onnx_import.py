@@ -6,11 +6,13 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ingot.errors import IngotError, ModelError, UnsupportedError
+from ingot.frontend.bind import Bindable, bound_inputs
 from ingot.frontend.interface import CONSTANT_ELEMENTS, Imported, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
@@ -45,12 +47,18 @@ _RELAX_DTYPES = frozenset(
 )
 
 
-def import_onnx(source: Source, shape: Mapping[str, Sequence[int]] | None) -> Imported:
+def import_onnx(
+    source: Source, shape: Mapping[str, Sequence[int]] | None, bind: Mapping[str, Bindable] | None = None
+) -> Imported:
     """Import an ONNX model. See `ingot.frontend.import_model`."""
     model = read_onnx(source)
     declared, elems = _declared_inputs(model)
-    shapes, notices, sizes = resolve_shapes([item for item, _ in declared], shape)
-    types = {name: TensorType(elems[name], dims) for name, dims in shapes.items()}
+    bound = bound_inputs(declared, [dtype_name(elems[item.name]) for item in declared], bind, shape)
+    given = {**(shape or {}), **{item.spec.name: item.spec.shape for item in bound}}
+    shapes, notices, sizes = resolve_shapes(declared, given, may_be_empty={item.spec.name for item in bound})
+    values = {item.spec.name: item.value for item in bound}
+    model = replace(model, initializers={**model.initializers, **values})
+    types = {name: TensorType(elems[name], dims) for name, dims in shapes.items() if name not in values}
     for name, kind in types.items():
         _check_tensor(f"input {name!r}", kind)
     graph = make_static(model, types, sizes)
@@ -68,6 +76,7 @@ def import_onnx(source: Source, shape: Mapping[str, Sequence[int]] | None) -> Im
         source_sha256=source.sha256,
         source_peak_bytes=peak,
         notices=notices,
+        bound=bound,
     )
 
 
@@ -84,7 +93,7 @@ def _check_tensor(where: str, kind: TensorType) -> None:
         )
 
 
-def _declared_inputs(model: OnnxModel) -> tuple[list[tuple[DeclaredInput, int]], dict[str, int]]:
+def _declared_inputs(model: OnnxModel) -> tuple[list[DeclaredInput], dict[str, int]]:
     declared, elems = [], {}
     for value in model.proto.graph.input:
         if value.name in model.initializers:
@@ -109,7 +118,7 @@ def _declared_inputs(model: OnnxModel) -> tuple[list[tuple[DeclaredInput, int]],
             else:
                 dims.append(dim.dim_param if dim.dim_param not in ("", "?", "None") else None)
         element_bits(kind.elem_type, where)
-        declared.append((DeclaredInput(value.name, tuple(dims)), int(kind.elem_type)))
+        declared.append(DeclaredInput(value.name, tuple(dims)))
         elems[value.name] = int(kind.elem_type)
     return declared, elems
 

@@ -65,7 +65,7 @@ def read_onnx(source: Source) -> OnnxModel:
     proto = _inline_functions(proto, opset)
     _refuse_unknown_operators(proto)
     proto = _complete_outputs(proto)
-    _full_check(proto)
+    _full_check(_with_typed_outputs(proto))
     return OnnxModel(proto, opset, initializers)
 
 
@@ -252,6 +252,19 @@ def _complete_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
         if not value.type.tensor_type.HasField("shape"):
             value.CopyFrom(found)
     return proto
+
+
+def _with_typed_outputs(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model for the checker, which takes no output without a rank: one that depends on values has none yet."""
+    import onnx
+
+    if all(value.type.tensor_type.HasField("shape") for value in proto.graph.output):
+        return proto
+    checked = onnx.ModelProto()
+    checked.CopyFrom(proto)
+    del checked.graph.output[:]
+    checked.graph.output.extend(v for v in proto.graph.output if v.type.tensor_type.HasField("shape"))
+    return checked
 
 
 def _full_check(proto: onnx.ModelProto) -> None:

@@ -233,7 +233,7 @@ class _Walker:
                 where=label,
                 found=f"output {missing[0]!r} without a static shape",
                 allowed="static shapes",
-                hint="fix the model's input shapes, or give the operator constant sizes",
+                hint="fix the model's input shapes, or bind the inputs that decide sizes: --bind NAME=VALUE",
             )
         self.static.types.update({name: kind for name, kind in inferred.items() if kind is not None})
         for name, kind in inferred.items():

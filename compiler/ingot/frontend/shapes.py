@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ingot.errors import ShapeError
@@ -26,20 +26,23 @@ class DeclaredInput:
 
 
 def resolve_shapes(
-    declared: Sequence[DeclaredInput], given: Mapping[str, Sequence[int]] | None
+    declared: Sequence[DeclaredInput],
+    given: Mapping[str, Sequence[int]] | None,
+    may_be_empty: Collection[str] = (),
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...], dict[str, int]]:
     """Static shapes by input name, the notices about defaults, and the sizes of named dimensions.
 
-    A first dimension that nobody fixes becomes 1, with a notice. Raises ShapeError for a name that is no input, a
-    wrong rank, a size the model contradicts, and for every other dimension that stays unknown.
+    Inputs in `may_be_empty` may have dimensions of 0. A first dimension that nobody fixes becomes 1, with a notice.
+    Raises ShapeError for a name that is no input, a wrong rank, a size the model contradicts, and for every other
+    dimension that stays unknown.
     """
     by_name = {item.name: item for item in declared}
     chosen: dict[str, list[Dim]] = {item.name: list(item.dims) for item in declared}
     sizes: dict[str, int] = {}
     for name, wanted in (given or {}).items():
         if name not in by_name:
-            raise _unknown_name(name, declared)
-        chosen[name] = list(_match(by_name[name], wanted, sizes))
+            raise unknown_input(name, declared, "a shape")
+        chosen[name] = list(_match(by_name[name], wanted, sizes, 0 if name in may_be_empty else 1))
     notices = []
     for item in declared:
         dims = chosen[item.name]
@@ -68,20 +71,21 @@ def resolve_shapes(
     return resolved, tuple(notices), sizes
 
 
-def _unknown_name(name: str, declared: Sequence[DeclaredInput]) -> ShapeError:
+def unknown_input(name: str, declared: Sequence[DeclaredInput], what: str) -> ShapeError:
+    """The error for `what` ("a shape", "a value") given for an input that the model does not have."""
     names = [item.name for item in declared]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else ""
     return ShapeError(
-        "a shape is given for an input the model does not have",
-        where=f"shape of {name!r}",
+        f"{what} is given for an input the model does not have",
+        where=f"{what.split()[-1]} of {name!r}",
         found=repr(name),
         allowed=", ".join(f"{item.name!r} {item.text()}" for item in declared) or "no inputs",
         hint=hint,
     )
 
 
-def _match(item: DeclaredInput, wanted: Sequence[int], sizes: dict[str, int]) -> list[int]:
+def _match(item: DeclaredInput, wanted: Sequence[int], sizes: dict[str, int], least: int) -> list[int]:
     where = f"shape of input {item.name!r}"
     if isinstance(wanted, (str, bytes)) or not isinstance(wanted, Sequence):
         raise ShapeError("a shape is not a list of numbers", where=where, found=repr(wanted), allowed=item.text())
@@ -97,9 +101,9 @@ def _match(item: DeclaredInput, wanted: Sequence[int], sizes: dict[str, int]) ->
         try:
             value = operator.index(size)
         except TypeError:
-            value = 0
-        if isinstance(size, bool) or not 0 < value <= _MAX_DIM:
-            allowed = f"1 to {_MAX_DIM}"
+            value = -1
+        if isinstance(size, bool) or not least <= value <= _MAX_DIM:
+            allowed = f"{least} to {_MAX_DIM}"
             raise ShapeError("a dimension is not a positive number", where=where, found=repr(size), allowed=allowed)
         fixed = sizes.get(dim) if isinstance(dim, str) else dim
         if fixed is not None and fixed != value:

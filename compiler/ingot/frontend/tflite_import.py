@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingot.errors import IngotError, ShapeError, UnsupportedError
+from ingot.frontend.bind import Bindable, bound_inputs
 from ingot.frontend.interface import Imported, Quantization, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
@@ -31,15 +32,22 @@ _DTYPES = {
 _COMPLEX64 = 8
 
 
-def import_tflite(source: Source, shape: Mapping[str, Sequence[int]] | None) -> Imported:
+def import_tflite(
+    source: Source, shape: Mapping[str, Sequence[int]] | None, bind: Mapping[str, Bindable] | None = None
+) -> Imported:
     """Import a TFLite model. See `ingot.frontend.import_model`."""
     model = verified_model(source.data, str(source.path))
     graph = model.Subgraphs(0)
-    inputs = [int(graph.Inputs(index)) for index in range(graph.InputsLength())]
+    places = [int(graph.Inputs(index)) for index in range(graph.InputsLength())]
     outputs = [int(graph.Outputs(index)) for index in range(graph.OutputsLength())]
-    declared = [DeclaredInput(tensor_name(graph, index), _dims(graph.Tensors(index))) for index in inputs]
-    shapes, notices, _ = resolve_shapes(declared, shape)
-    importer = _Importer(model, dict(zip(inputs, shapes.values(), strict=True)))
+    declared = [DeclaredInput(tensor_name(graph, index), _dims(graph.Tensors(index))) for index in places]
+    dtypes = [_DTYPES.get(graph.Tensors(index).Type(), "uint8") for index in places]
+    bound = bound_inputs(declared, dtypes, bind, shape)
+    given = {**(shape or {}), **{item.spec.name: item.spec.shape for item in bound}}
+    shapes, notices, _ = resolve_shapes(declared, given, may_be_empty={item.spec.name for item in bound})
+    values = {places[item.position]: item.value for item in bound}
+    inputs = [index for index in places if index not in values]
+    importer = _Importer(model, dict(zip(places, shapes.values(), strict=True)), values)
     module, weights, specs = importer.run(inputs, outputs)
     return Imported(
         module=module,
@@ -51,6 +59,7 @@ def import_tflite(source: Source, shape: Mapping[str, Sequence[int]] | None) -> 
         source_sha256=source.sha256,
         source_peak_bytes=importer.source_peak(inputs, outputs),
         notices=(*notices, *importer.notices()),
+        bound=bound,
     )
 
 
@@ -64,7 +73,7 @@ def _dims(tensor: tflite.Tensor) -> tuple[Dim, ...]:
 
 
 class _Importer:
-    def __init__(self, model: tflite.Model, shapes: dict[int, tuple[int, ...]]) -> None:
+    def __init__(self, model: tflite.Model, shapes: dict[int, tuple[int, ...]], values: dict[int, np.ndarray]) -> None:
         from tvm import relax
 
         from ingot.frontend.tflite_ops import make_converter
@@ -73,7 +82,7 @@ class _Importer:
         self.shapes = shapes
         self.bb = relax.BlockBuilder()
         self.weights = Weights()
-        self.converter = make_converter(model, self.graph, self.bb, self.weights)
+        self.converter = make_converter(model, self.graph, self.bb, self.weights, values)
         self.known: dict[int, tuple[str, tuple[int, ...]]] = {}
         # Sizes other than the stored ones, for which the stored shapes of later tensors no longer hold.
         self.resized = any(shape != tuple(int(dim) for dim in self._stored(index)) for index, shape in shapes.items())

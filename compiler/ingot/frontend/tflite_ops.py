@@ -52,9 +52,27 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-def make_converter(model: tflite.Model, graph: tflite.SubGraph, bb: Builder, weights: Weights) -> TfliteConverter:
-    """The converter of one graph. A function, because its class derives from TVM's and TVM is imported late."""
-    return _converter_class()(model, graph, bb, weights)
+def make_converter(
+    model: tflite.Model, graph: tflite.SubGraph, bb: Builder, weights: Weights, values: dict[int, np.ndarray]
+) -> TfliteConverter:
+    """The converter of one graph, with tensors that are given values and so are constants.
+
+    A function, because its class derives from TVM's and TVM is imported late.
+    """
+    return _converter_class()(model, graph, bb, weights, values)
+
+
+class _BoundBuffer:
+    """The value of an input that is a constant, in the form of a buffer of the file."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self._bytes = np.frombuffer(value.tobytes(), np.uint8)
+
+    def DataLength(self) -> int:  # noqa: N802 - the schema's own name
+        return len(self._bytes)
+
+    def DataAsNumpy(self) -> np.ndarray:  # noqa: N802
+        return self._bytes
 
 
 @functools.cache
@@ -85,8 +103,16 @@ def _converter_class() -> type:
     class Converter(tvm_tflite.OperatorConverter):  # type: ignore[misc]
         """TVM's converter with tensors kept by index: names may be missing, or the same for two tensors."""
 
-        def __init__(self, model: tflite.Model, graph: tflite.SubGraph, bb: Builder, weights: Weights) -> None:
+        def __init__(
+            self,
+            model: tflite.Model,
+            graph: tflite.SubGraph,
+            bb: Builder,
+            weights: Weights,
+            given: dict[int, np.ndarray],
+        ) -> None:
             super().__init__(model, graph, Constants(weights), bb)
+            self.given = given
             self.values: dict[int, Expr] = {}
             self.fetched: dict[int, Expr] = {}
 
@@ -112,7 +138,9 @@ def _converter_class() -> type:
                     "zero_point": relax.const(zero, "int32"),
                     "axis": int(quantization.QuantizedDimension()) if scales.size > 1 else 0,
                 }
-            return tvm_tflite.TensorWrapper(index, tensor, self.model.Buffers(tensor.Buffer()), parameters)
+            given = self.given.get(index)
+            buffer = self.model.Buffers(tensor.Buffer()) if given is None else _BoundBuffer(given)
+            return tvm_tflite.TensorWrapper(index, tensor, buffer, parameters)
 
         def tensor(self, index: int) -> Expr:
             """Relax expression of tensor `index`, whether computed or constant."""
@@ -143,6 +171,9 @@ def _converter_class() -> type:
 
         def get_tensor_shape(self, tensor_wrapper: Wrapper) -> Value:
             # What the graph computes: the stored shape is only one of those a model with an open batch can have.
+            given = self.given.get(int(tensor_wrapper.tensor_idx))
+            if given is not None:
+                return np.array(given.shape, dtype=np.int64)
             value = self.values.get(int(tensor_wrapper.tensor_idx))
             if value is not None and value.ty.shape is not None:
                 return np.array([int(dim) for dim in value.ty.shape], dtype=np.int64)

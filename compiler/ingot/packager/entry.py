@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingot.errors import CompilerError
-from ingot.packager.metadata import ALIGNMENT, COMPILER, DTYPES, INSTANCE_BYTES, memory_bytes, tensor_bytes
+from ingot.packager.metadata import ALIGNMENT, COMPILER, DTYPES, INSTANCE_BYTES, aligned, tensor_bytes
 from ingot.program import BufferRef, CopyStep, Kernel, Program, Step
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ class _Checker:
     def __init__(self, program: Program, imported: Imported) -> None:
         self.program = program
         self.sizes: dict[str, Sequence[int]] = {
-            "input": [tensor_bytes(s) for s in imported.inputs],
-            "output": [tensor_bytes(s) for s in imported.outputs],
+            "input": [tensor_bytes(s) for s in imported.user_inputs],
+            "output": [tensor_bytes(s) for s in imported.user_outputs],
             "weight": [len(program.weights)],
             "arena": [program.arena_bytes],
+            "state": [program.state_bytes] * 2,
         }
         self.prefix = symbol_prefix(imported.name)
 
@@ -91,7 +92,7 @@ class _Checker:
             raise _invalid(f"an argument reaches beyond its {ref.place} of {sizes[ref.index]} bytes", f"{label}: {ref}")
         if ref.offset % alignment:
             raise _invalid(f"an argument is not aligned to {alignment} bytes", f"{label}: {ref}")
-        if written and ref.place in ("input", "weight"):
+        if written and (ref.place in ("input", "weight") or (ref.place == "state" and ref.index == 0)):
             raise _invalid(f"a kernel writes to a read-only {ref.place}", f"{label}: {ref}")
 
 
@@ -108,8 +109,11 @@ def check_program(program: Program, imported: Imported) -> None:
             and all(abs(z) <= _INT32_MAX for z in q.zero_points)
         ):
             raise _invalid("a quantisation the ABI cannot describe", spec.name)
-    if not imported.outputs:
+    if not imported.user_outputs:
         raise _invalid("a model without outputs", imported.name)
+    initial = program.initial_state or 0
+    if program.state_bytes % ALIGNMENT or (initial and initial + program.state_bytes > len(program.weights)):
+        raise _invalid("a state that lies outside its memory", f"{program.state_bytes} bytes, {initial}")
     _Checker(program, imported).run()
 
 
@@ -119,7 +123,7 @@ def _pointer(ref: BufferRef, dtype: str, *, readonly: bool) -> str:
         base = f"frame->{_PLACES[ref.place]}[{ref.index}].data"
         # A tensor without elements may have a null pointer, to which nothing may be added, not even 0.
         return f"({ctype}){base}" if not ref.offset else f"({ctype})((uint8_t *){base} + {ref.offset})"
-    base = "frame->weights" if ref.place == "weight" else "frame->arena"
+    base = {"weight": "frame->weights", "arena": "frame->arena"}.get(ref.place, f"frame->state[{ref.index}]")
     return f"({ctype})({base} + {ref.offset})"
 
 
@@ -196,12 +200,14 @@ def _tensor_table(table: str, specs: Sequence[TensorSpec]) -> str:
 def entry_c(program: Program, imported: Imported, target: Target, precision: str, selftest: SelfTest | None) -> str:
     """The C source of one model. It includes the runtime, so that this file is the artifact's one translation unit."""
     prefix = symbol_prefix(imported.name)
-    counts = len(imported.inputs), len(imported.outputs)
+    counts = len(imported.user_inputs), len(imported.user_outputs)
+    state_macro = "" if program.initial_state is None else f"#define RT_INITIAL_STATE {program.initial_state}\n"
     selftest_macros, selftest_tables = "#define RT_HAS_SELFTEST 0\n", ""
     if selftest is not None:
         selftest_macros = (
             "#define RT_HAS_SELFTEST 1\n"
             f"#define RT_SELFTEST_SEED UINT64_C({selftest.seed:#x})\n"
+            f"#define RT_SELFTEST_RUNS {selftest.runs}\n"
             f"#define rt_expected_data {prefix}expected\n"
         )
         rows = "".join(
@@ -221,8 +227,9 @@ def entry_c(program: Program, imported: Imported, target: Target, precision: str
  * tables that describe() shows, and the runtime.
  */
 #define RT_INSTANCE_BYTES {INSTANCE_BYTES}
-#define RT_ARENA_BYTES {memory_bytes(program) - INSTANCE_BYTES}
-#define RT_INPUTS {counts[0]}
+#define RT_ARENA_BYTES {aligned(program.arena_bytes)}
+#define RT_STATE_BYTES {program.state_bytes}
+{state_macro}#define RT_INPUTS {counts[0]}
 #define RT_OUTPUTS {counts[1]}
 #define rt_weights {prefix}weights
 {selftest_macros}
@@ -241,7 +248,7 @@ extern const uint8_t *const {prefix}weights;
 {forward_source(program)}
 /* ---- what the model expects and gives ---- */
 
-{_tensor_table("input_infos", imported.inputs)}{_tensor_table("output_infos", imported.outputs)}
+{_tensor_table("input_infos", imported.user_inputs)}{_tensor_table("output_infos", imported.user_outputs)}
 static const ingot_model_info rt_info = {{
     .struct_size = sizeof(ingot_model_info),
     .abi_version = INGOT_ABI_VERSION,
@@ -257,8 +264,9 @@ static const ingot_model_info rt_info = {{
     .inputs = {"input_infos" if counts[0] else "NULL"},
     .outputs = {"output_infos" if counts[1] else "NULL"},
     .arena_bytes = {program.arena_bytes},
-    .memory_bytes = RT_INSTANCE_BYTES + RT_ARENA_BYTES,
+    .memory_bytes = RT_INSTANCE_BYTES + RT_ARENA_BYTES + 2 * RT_STATE_BYTES,
     .weights_bytes = {len(program.weights)},
+    .state_bytes = RT_STATE_BYTES,
 }};
 
 {selftest_tables}
@@ -272,7 +280,7 @@ __attribute__((visibility("default"))) const ingot_api *{prefix}api(void);
 const ingot_api *{prefix}api(void) {{
     static const ingot_api api = {{
         INGOT_ABI_VERSION, sizeof(ingot_api), rt_create, rt_run, rt_destroy, rt_describe, rt_last_error, rt_version,
-        rt_selftest,
+        rt_selftest, rt_reset,
     }};
     return &api;
 }}

@@ -23,13 +23,22 @@ def _rows(kind: str, specs: Sequence[TensorSpec]) -> str:
     )
 
 
+def _states(imported: Imported) -> str:
+    pairs = [(imported.inputs[kept.input], imported.outputs[kept.output]) for kept in imported.states]
+    return "".join(
+        f" *   state: {c_comment(spec.name)}, the next value of which is {c_comment(result.name)}  {spec.dtype}"
+        f" [{', '.join(map(str, spec.shape))}]\n"
+        for spec, result in pairs
+    )
+
+
 def model_h(program: Program, imported: Imported, target: Target) -> str:
     """The text of model.h. It can stand beside the headers of other models: each contains ingot.h under its guard."""
     upper = f"INGOT_{imported.name.upper()}"
     return f"""\
 /* {c_comment(imported.name)}: compiled by {COMPILER} for {c_comment(target.name)} ({c_comment(target.triple)}).
  *
-{_rows("input", imported.inputs)}{_rows("output", imported.outputs)} */
+{_rows("input", imported.user_inputs)}{_rows("output", imported.user_outputs)}{_states(imported)} */
 #ifndef {upper}_H
 #define {upper}_H
 
@@ -39,8 +48,8 @@ def model_h(program: Program, imported: Imported, target: Target) -> str:
 extern "C" {{
 #endif
 
-#define {upper}_N_INPUTS {len(imported.inputs)}
-#define {upper}_N_OUTPUTS {len(imported.outputs)}
+#define {upper}_N_INPUTS {len(imported.user_inputs)}
+#define {upper}_N_OUTPUTS {len(imported.user_outputs)}
 
 /* Bytes that ingot_options.memory needs, aligned to INGOT_MEMORY_ALIGNMENT. */
 #define {upper}_MEMORY_BYTES {memory_bytes(program)}

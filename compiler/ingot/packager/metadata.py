@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ingot import __version__
 
 if TYPE_CHECKING:
-    from ingot.frontend.interface import Imported, TensorSpec
+    from ingot.frontend.interface import Bound, Imported, StateTensor, TensorSpec
     from ingot.program import Program
     from ingot.target import Target
 
-FORMAT = 1
+FORMAT = 2
 ABI_VERSION = 1
 COMPILER = f"ingot {__version__}"
 
 #: Room for the state of one instance (the C side checks that `struct ingot_model` fits); the arena follows.
 INSTANCE_BYTES = 10240
 ALIGNMENT = 64
+#: Bound values of up to this many elements are written out in the metadata.
+STATED_ELEMENTS = 64
 
 #: numpy dtype name -> (ingot_dtype in ingot.h, element bytes, C type of a kernel's pointer).
 DTYPES: dict[str, tuple[str, int, str]] = {
@@ -47,9 +52,14 @@ def tensor_bytes(spec: TensorSpec) -> int:
     return count
 
 
+def aligned(size: int) -> int:
+    """The size rounded up to the alignment of an instance's parts."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 def memory_bytes(program: Program) -> int:
-    """What `create` needs for one instance: state, pool and arena."""
-    return INSTANCE_BYTES + -(-program.arena_bytes // ALIGNMENT) * ALIGNMENT
+    """What `create` needs for one instance: pool, arena, and both halves of its state."""
+    return INSTANCE_BYTES + aligned(program.arena_bytes) + 2 * program.state_bytes
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -61,6 +71,66 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
             "axis": spec.quantization.axis,
         }
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), "quantization": quantization}
+
+
+def _bound(bound: Bound) -> dict[str, Any]:
+    """A bound input: small values can be read, of all others there is the hash of their bytes."""
+    value = bound.value
+    small = value.size <= STATED_ELEMENTS and bool(np.isfinite(value.astype(np.float64)).all())
+    return {
+        "name": bound.spec.name,
+        "dtype": bound.spec.dtype,
+        "shape": list(bound.spec.shape),
+        "position": bound.position,
+        "values": _plain(value) if small else None,
+        "sha256": hashlib.sha256(value.tobytes()).hexdigest(),
+    }
+
+
+def _state(kept: StateTensor, imported: Imported, program: Program) -> dict[str, Any]:
+    """A pair of the source's input and output that the instance keeps."""
+    spec = imported.inputs[kept.input]
+    before = sum(tensor_stride(imported.inputs[k.input]) for k in imported.states if k.input < kept.input)
+    return {
+        "input": spec.name,
+        "output": imported.outputs[kept.output].name,
+        "dtype": spec.dtype,
+        "shape": list(spec.shape),
+        "input_position": imported.source_position(kept.input),
+        "output_position": kept.output,
+        "initial": None if program.initial_state is None else program.initial_state + before,
+    }
+
+
+def tensor_stride(spec: TensorSpec) -> int:
+    """Bytes from one tensor of the state to the next."""
+    return aligned(tensor_bytes(spec))
+
+
+def _plain(value: np.ndarray[Any, Any]) -> list[Any]:
+    """The elements in order, as Python numbers that give the same elements again."""
+    flat = value.reshape(-1)
+    return [bool(x) if x.dtype == np.bool_ else int(x) if x.dtype.kind in "iu" else float(x) for x in flat]
+
+
+def bound_array(entry: dict[str, Any], given: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any] | None:
+    """The value of a bound input of the metadata, or of `given` if that has its bytes; else None."""
+    import ml_dtypes
+
+    dtype = np.dtype(ml_dtypes.bfloat16 if entry["dtype"] == "bfloat16" else entry["dtype"])
+    array = given
+    if array is None and entry["values"] is not None:
+        try:
+            array = np.array(entry["values"], dtype)
+        except (ValueError, OverflowError):
+            return None
+    if array is None or array.size != math.prod(entry["shape"]):
+        return None
+    array = np.ascontiguousarray(array.reshape(entry["shape"]))
+    if array.dtype.itemsize != dtype.itemsize or hashlib.sha256(array.tobytes()).hexdigest() != entry["sha256"]:
+        return None
+    typed: np.ndarray[Any, Any] = array.view(dtype)
+    return typed
 
 
 def build_metadata(
@@ -82,8 +152,11 @@ def build_metadata(
             "libc": target.libc,
             "libc_version": target.libc_version,
         },
-        "inputs": [_tensor(spec) for spec in imported.inputs],
-        "outputs": [_tensor(spec) for spec in imported.outputs],
+        "inputs": [_tensor(spec) for spec in imported.user_inputs],
+        "outputs": [_tensor(spec) for spec in imported.user_outputs],
+        "bound": [_bound(bound) for bound in imported.bound],
+        "states": [_state(kept, imported, program) for kept in imported.states],
+        "state_bytes": program.state_bytes,
         "arena_bytes": program.arena_bytes,
         "memory_bytes": memory_bytes(program),
         "weights_bytes": len(program.weights),

@@ -47,10 +47,14 @@ class SelfTestOutput:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What the artifact stores: the seed of the inputs and the expected outputs, in the model's order."""
+    """What the artifact stores: the seed of the inputs and the expected outputs, in the model's order.
+
+    `outputs` are those of the last of `runs` runs with these inputs, from a fresh state.
+    """
 
     seed: int
     outputs: tuple[SelfTestOutput, ...]
+    runs: int = 1
 
     def offsets(self) -> list[int]:
         """Where each output's values start in `data()`, in bytes."""
@@ -167,17 +171,32 @@ def _source_is_quantized(path: Path) -> bool:
     return any("Quantize" in node.op_type or "QLinear" in node.op_type for node in model.graph.node)
 
 
-def expected_outputs(path: str | Path, inputs: Sequence[TensorSpec], feeds: dict[str, Array]) -> list[Array] | None:
+def source_inputs(feeds: dict[str, Array], fixed: Sequence[tuple[int, str, Array]]) -> dict[str, Array]:
+    """All inputs of the source model in its order: `feeds`, in order, with (position, name, value) put between them."""
+    names = list(feeds)
+    values = dict(feeds)
+    for position, name, value in sorted(fixed, key=lambda item: item[0]):
+        names.insert(position, name)
+        values[name] = value
+    return {name: values[name] for name in names}
+
+
+def expected_outputs(
+    path: str | Path,
+    inputs: Sequence[TensorSpec],
+    feeds: dict[str, Array],
+    fixed: Sequence[tuple[int, str, Array]] = (),
+) -> list[Array] | None:
     """What an independent interpreter answers: ONNX Runtime or onnx.reference for ONNX, LiteRT for TFLite.
 
-    `feeds` holds an array per input, by name. Arrays in the model's order; None if no interpreter is installed or each
-    of them fails.
+    `feeds` holds an array per input, by name; `fixed` the source's other inputs, see `source_inputs`.
+    Arrays in the model's order; None if no interpreter is installed or each of them fails.
     """
     path = Path(path)
     runners = (_run_litert,) if _is_tflite(path) else (_run_onnxruntime, _run_onnx_reference)
     for runner in runners:
         try:
-            return runner(path, _typed(feeds, inputs))
+            return runner(path, source_inputs(_typed(feeds, inputs), fixed))
         except Exception as error:  # whatever a foreign interpreter raises, the next one may work
             print(f"{runner.__name__[5:]}: {type(error).__name__}: {error}", file=sys.stderr)
     return None
@@ -206,15 +225,30 @@ def _tolerance(spec: TensorSpec, precision: str, *, quantized: bool) -> float:
 def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> tuple[SelfTest | None, str | None]:
     """The selftest of a model, or None and a sentence that says why there is none. Raises nothing."""
     seed = int(imported.source_sha256[:16] or "0", 16)
-    specs = [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in imported.inputs]
-    request = json.dumps({"path": str(Path(path).absolute()), "inputs": specs, "seed": seed})
+    specs = [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in imported.user_inputs]
+    kept = [(imported.source_position(s.input), imported.inputs[s.input], s.initial) for s in imported.states]
+    known = [*kept, *((b.position, b.spec, b.value) for b in imported.bound)]
+    # A second run shows that the first has left what it should.
+    runs = 2 if imported.states else 1
+    request = json.dumps(
+        {
+            "path": str(Path(path).absolute()),
+            "inputs": specs,
+            "seed": seed,
+            "fixed": [{"name": spec.name, "dtype": spec.dtype, "position": place} for place, spec, _ in known],
+            "next": [s.output for s in imported.states],
+            "runs": runs,
+        }
+    )
     package_root = str(Path(__file__).resolve().parent.parent.parent)
     python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     try:
         with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
             answer = Path(folder) / "answer.npz"
+            values = Path(folder) / "fixed.npz"
+            np.savez(values, **{f"fixed_{i}": _stored(value) for i, (_, _, value) in enumerate(known)})  # type: ignore[arg-type]
             done = subprocess.run(
-                [sys.executable, "-m", "ingot.packager.selftest", str(answer)],
+                [sys.executable, "-m", "ingot.packager.selftest", str(answer), str(values)],
                 input=request,
                 env={**os.environ, "PYTHONPATH": python_path},
                 capture_output=True,
@@ -235,7 +269,10 @@ def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> t
     if len(arrays) != len(imported.outputs):
         return None, _notice(f"the interpreter gives {len(arrays)} outputs, the model has {len(imported.outputs)}")
     outputs = []
-    for array, spec in zip(arrays, imported.outputs, strict=True):
+    kept_outputs = {s.output for s in imported.states}
+    for index, (array, spec) in enumerate(zip(arrays, imported.outputs, strict=True)):
+        if index in kept_outputs:
+            continue
         dtype = "uint16" if spec.dtype == "bfloat16" else spec.dtype
         if array.shape != spec.shape or array.dtype.name != dtype:
             found = f"{array.dtype.name} {list(array.shape)}"
@@ -243,7 +280,12 @@ def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> t
                 f"for output '{spec.name}' the interpreter gives {found}, not {dtype} {list(spec.shape)}"
             )
         outputs.append(store(array, spec, _tolerance(spec, precision, quantized=quantized)))
-    return SelfTest(seed, tuple(outputs)), None
+    return SelfTest(seed, tuple(outputs), runs), None
+
+
+def _stored(array: Array) -> Array:
+    """An array as a .npz file can hold it: bfloat16 as its bits."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
 
 
 def _notice(why: str) -> str:
@@ -256,16 +298,32 @@ def _last_line(text: str) -> str:
 
 
 def main() -> int:
-    """Answer one request on standard input (JSON: path, inputs, seed) with the .npz file named as argument."""
+    """Answer one request on standard input (JSON, see `build_selftest`) with the .npz file named first.
+
+    The second argument names a .npz file with the values of the inputs `fixed`: first those of the state, whose next
+    values are the outputs `next`, then bound ones.
+    """
+    import ml_dtypes
+
     from ingot.frontend.interface import TensorSpec
 
     request = json.load(sys.stdin)
     inputs = [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in request["inputs"]]
     path = Path(request["path"])
-    arrays = expected_outputs(path, inputs, random_inputs(inputs, request["seed"]))
-    if arrays is None:
-        return 1
-    named = {f"output_{i}": a.view(np.uint16) if a.dtype.name == "bfloat16" else a for i, a in enumerate(arrays)}
+    fixed = []
+    with np.load(sys.argv[2], allow_pickle=False) as file:
+        for i, entry in enumerate(request["fixed"]):
+            value = file[f"fixed_{i}"]
+            typed = value.view(ml_dtypes.bfloat16) if entry["dtype"] == "bfloat16" else value
+            fixed.append((entry["position"], entry["name"], typed))
+    arrays: list[Array] | None = None
+    for _ in range(request["runs"]):
+        arrays = expected_outputs(path, inputs, random_inputs(inputs, request["seed"]), fixed)
+        if arrays is None:
+            return 1
+        for i, output in enumerate(request["next"]):
+            fixed[i] = (*fixed[i][:2], arrays[output])
+    named = {f"output_{i}": _stored(array) for i, array in enumerate(arrays or [])}
     np.savez(sys.argv[1], quantized=np.array(_source_is_quantized(path)), **named)  # type: ignore[arg-type]
     return 0
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ingot.frontend.interface import Imported
 from ingot.passes.grain import grain
 from ingot.passes.lower import Call, Copy, Lowered, Value
 from ingot.passes.state import State
-from ingot.program import BufferRef, CopyStep, Kernel, Param, Program, Step
+from ingot.program import BufferRef, CopyStep, Kernel, Param, Place, Program, Step
 
 # One cache line, and the widest vector register.
 ALIGNMENT = 64
@@ -134,6 +135,32 @@ def pack_weights(values: Iterable[Value]) -> tuple[bytes, dict[int, int]]:
     return b"".join(blob), offsets
 
 
+def place_interface(imported: Imported) -> tuple[dict[tuple[str, int], BufferRef], int, bytes]:
+    """Where the model's inputs and outputs lie, by kind and number: at the caller, or in a half of the state.
+
+    Also the bytes of a half, and what the first run finds there (empty if that is zeros).
+    """
+    halves = {("input", s.input): (0, s) for s in imported.states}
+    halves |= {("output", s.output): (1, s) for s in imported.states}
+    offsets, image = {}, b""
+    for item in imported.states:
+        offsets[item.input] = len(image)
+        data = item.initial.tobytes()
+        image += data + bytes(-len(data) % ALIGNMENT)
+    places: dict[tuple[str, int], BufferRef] = {}
+    kinds: tuple[tuple[Place, int], ...] = (("input", len(imported.inputs)), ("output", len(imported.outputs)))
+    for kind, count in kinds:
+        number = 0
+        for index in range(count):
+            if (kind, index) in halves:
+                half, item = halves[kind, index]
+                places[kind, index] = BufferRef("state", half, offsets[item.input])
+            else:
+                places[kind, index] = BufferRef(kind, number)
+                number += 1
+    return places, len(image), image if any(image) else b""
+
+
 def plan_memory(state: State) -> State:
     """Give every intermediate tensor an offset in one arena, and every weight an offset in one blob.
 
@@ -147,10 +174,15 @@ def plan_memory(state: State) -> State:
             if value.kind == "weight":
                 used.setdefault(value.id, value)
     weights, weight_offsets = pack_weights(used.values())
+    places, state_bytes, initial = place_interface(state.imported)
+    initial_state = None
+    if initial:
+        initial_state = _rounded(len(weights), SMALL_BYTES)
+        weights += bytes(initial_state - len(weights)) + initial
 
     def ref(value: Value) -> BufferRef:
         if value.kind in ("input", "output"):
-            return BufferRef("input" if value.kind == "input" else "output", index=value.index, bytes=value.bytes)
+            return replace(places[value.kind, value.index], bytes=value.bytes)
         if value.kind == "weight":
             return BufferRef("weight", offset=weight_offsets[value.id], bytes=value.bytes)
         return BufferRef("arena", offset=offsets[value.id], bytes=value.bytes)
@@ -176,6 +208,8 @@ def plan_memory(state: State) -> State:
         weights=weights,
         arena_bytes=arena,
         macs=state.macs,
+        state_bytes=state_bytes,
+        initial_state=initial_state,
         relax=str(state.module.script(show_meta=False)),
     )
     return state.having(program=program)

@@ -96,6 +96,7 @@ typedef struct ingot_model_info {
     uint64_t arena_bytes;       /* intermediate tensors of one instance */
     uint64_t memory_bytes;      /* what `create` needs at options.memory: arena, pool and state */
     uint64_t weights_bytes;     /* read-only, mapped from the file, shared by all instances and processes */
+    uint64_t state_bytes;       /* tensors that a run leaves to the next one; 0: the model keeps no state */
 } ingot_model_info;
 
 typedef struct ingot_options {
@@ -119,9 +120,11 @@ typedef struct ingot_api {
     ingot_status (*describe)(const ingot_model_info **info);
     const char *(*last_error)(const ingot_model *model);  /* of the latest failed call on model */
     const char *(*version)(void);
-    /* Runs the stored seeded input and compares with stored outputs of an independent interpreter.
-     * max_error (may be null) receives the largest |error| / max|expected|. */
+    /* Runs the stored seeded input and compares with stored outputs of an independent interpreter. State is reset
+     * before and after. max_error (may be null) receives the largest |error| / max|expected|. */
     ingot_status (*selftest)(ingot_model *model, double *max_error);
+    /* Puts the state that runs leave to the next one back to its first value. */
+    ingot_status (*reset)(ingot_model *model);
 } ingot_api;
 
 #ifdef __cplusplus

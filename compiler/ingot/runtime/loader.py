@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Maybe = str | None
     Path = str | os.PathLike[str]
 
-FORMAT = 1
+FORMAT = 2
 ABI_VERSION = 1
 MAX_NOTE_BYTES = 16 << 20
 MAX_NDIM = 8
@@ -260,16 +260,22 @@ def _is_scale(value: Any) -> bool:  # noqa: ANN401
     return type(value) in (int, float) and abs(value) < 3.5e38
 
 
+def _is_numbers(value: Any) -> bool:  # noqa: ANN401
+    return value is None or (type(value) is list and all(type(n) in (bool, int, float) for n in value))
+
+
+_KIND = {"dtype": lambda value: value in _DTYPES, "shape": [_is_size]}
 _TENSOR = {
     "name": _is_text,
-    "dtype": lambda value: value in _DTYPES,
-    "shape": [_is_size],
+    **_KIND,
     "quantization": lambda value: value is None or type(value) is dict,
 }
 _QUANTIZATION = {"scales": [_is_scale], "zero_points": [_is_zero_point], "axis": _is_size}
 _SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("name", "compiler", "precision", "weights_sha256"), _is_word),
-    **dict.fromkeys(("arena_bytes", "memory_bytes", "weights_bytes", "kernels", "steps", "macs"), _is_size),
+    **dict.fromkeys(
+        ("arena_bytes", "state_bytes", "memory_bytes", "weights_bytes", "kernels", "steps", "macs"), _is_size
+    ),
     "selftest": lambda value: type(value) is bool,
     "target": {
         **dict.fromkeys(("name", "arch", "triple", "cpu", "libc", "libc_version"), _is_word),
@@ -278,6 +284,17 @@ _SCHEMA: dict[str, Any] = {
     "source": {"format": _is_word, "sha256": _is_word, "peak_bytes": _is_size},
     "inputs": [_TENSOR],
     "outputs": [_TENSOR],
+    "bound": [
+        {"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers},
+    ],
+    "states": [
+        {
+            **dict.fromkeys(("input", "output"), _is_text),
+            **_KIND,
+            "initial": lambda value: value is None or _is_size(value),
+        }
+        | dict.fromkeys(("input_position", "output_position"), _is_size)
+    ],
 }
 
 
@@ -543,6 +560,7 @@ class _Api(ctypes.Structure):
         ("last_error", _function(ctypes.c_char_p, _HANDLE)),
         ("version", _function(ctypes.c_char_p)),
         ("selftest", _function(_STATUS, _HANDLE, ctypes.POINTER(ctypes.c_double))),
+        ("reset", _function(_STATUS, _HANDLE)),
     ]
 
 
@@ -766,7 +784,8 @@ class Model:
     def selftest(self) -> float:
         """Run the stored input and compare with the stored outputs of an independent interpreter.
 
-        Returns max|error| / max|expected|; raises RunError where that is too large, or no selftest is stored.
+        Returns max|error| / max|expected|; raises RunError where that is too large, or no selftest is stored. Resets
+        the state before and after.
         """
         error = ctypes.c_double(float("nan"))
         with self._lock:
@@ -777,6 +796,11 @@ class Model:
         if status:
             raise RunError("the selftest failed", self._where, text or f"status {status}")
         return error.value
+
+    def reset(self) -> None:
+        """Put what runs leave to the next one (`metadata["states"]`) back to its first value."""
+        with self._lock:
+            self._api.reset(self._open())
 
     def close(self) -> None:
         """Free the instance's memory and threads; a second close does nothing. The file stays mapped."""

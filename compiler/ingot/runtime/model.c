@@ -7,6 +7,7 @@ struct ingot_model {
     rt_pool pool;
     atomic_int owner;           /* the process that is inside a call on this instance, or 0 */
     bool allocated;             /* create allocated the block: destroy frees it */
+    int32_t half;               /* which half of the state the latest run has left */
     _Atomic(const char *) error; /* what last_error gives */
     char text[512];
 };
@@ -150,6 +151,30 @@ static ingot_status rt_claim(ingot_model *model) {
 
 static void rt_release(ingot_model *model) { atomic_store(&model->owner, 0); }
 
+/* ---- state -------------------------------------------------------------------------------------------------- */
+
+static uint8_t *rt_state(ingot_model *model, int32_t half) {
+    return (uint8_t *)model + RT_INSTANCE_BYTES + RT_ARENA_BYTES + (size_t)(half ? RT_STATE_BYTES : 0);
+}
+
+static void rt_clear(ingot_model *model) {
+    model->half = 0;
+#ifdef RT_INITIAL_STATE
+    memcpy(rt_state(model, 0), rt_weights + RT_INITIAL_STATE, RT_STATE_BYTES);
+#else
+    memset(rt_state(model, 0), 0, RT_STATE_BYTES);
+#endif
+}
+
+static ingot_status rt_reset(ingot_model *model) {
+    if (!model) return INGOT_ERR_NULL;
+    ingot_status status = rt_claim(model);
+    if (status) return status;
+    rt_clear(model);
+    rt_release(model);
+    return INGOT_OK;
+}
+
 /* ---- the table's functions ---------------------------------------------------------------------------------- */
 
 static ingot_status rt_create(const ingot_options *options, ingot_model **result) {
@@ -157,7 +182,7 @@ static ingot_status rt_create(const ingot_options *options, ingot_model **result
     const bool known = options && options->struct_size >= sizeof(ingot_options);
     char *error = known ? options->error : NULL;
     const size_t size = known && options->error_bytes < SIZE_MAX ? (size_t)options->error_bytes : 0;
-    const size_t needed = RT_INSTANCE_BYTES + RT_ARENA_BYTES;
+    const size_t needed = RT_INSTANCE_BYTES + RT_ARENA_BYTES + 2 * (size_t)RT_STATE_BYTES;
     if (!result) return rt_fail(error, size, INGOT_ERR_NULL, "model is null");
     *result = NULL;
     if (!options) options = &defaults;
@@ -183,6 +208,7 @@ static ingot_status rt_create(const ingot_options *options, ingot_model **result
     atomic_init(&model->owner, 0);
     atomic_init(&model->error, "");
     model->allocated = !options->memory;
+    rt_clear(model);
     int32_t threads = options->threads ? options->threads : rt_cpu_count();
     if (threads > INGOT_MAX_THREADS) threads = INGOT_MAX_THREADS;
     status = rt_pool_start(&model->pool, threads, error, size);
@@ -206,8 +232,10 @@ static ingot_status rt_run_claimed(ingot_model *model, const ingot_tensor *input
         status = rt_pool_start(pool, pool->threads, model->text, sizeof model->text);
         if (status) return status;
     }
-    const rt_frame frame = {rt_weights, (uint8_t *)model + RT_INSTANCE_BYTES, inputs, outputs, pool};
+    const rt_frame frame = {rt_weights, (uint8_t *)model + RT_INSTANCE_BYTES,
+                            {rt_state(model, model->half), rt_state(model, !model->half)}, inputs, outputs, pool};
     rt_forward(&frame);
+    model->half = !model->half;
     return INGOT_OK;
 }
 

@@ -32,7 +32,7 @@
 #define MACHINE EM_RISCV
 #endif
 
-enum { FORMAT = 1, MAX_SEGMENTS = 256, MAX_SECTIONS = 4096, MAX_LOADS = 16, MAX_NOTE = 16 << 20, MAX_TEXT = 256 };
+enum { FORMAT = 2, MAX_SEGMENTS = 256, MAX_SECTIONS = 4096, MAX_LOADS = 16, MAX_NOTE = 16 << 20, MAX_TEXT = 256 };
 
 /* The file being opened, and where to say what is wrong with it. */
 typedef struct artifact {

@@ -6,8 +6,10 @@
  *
  *   RT_INSTANCE_BYTES   room for struct ingot_model at the start of an instance's memory
  *   RT_ARENA_BYTES      the intermediate tensors, right behind it
+ *   RT_STATE_BYTES      each of the two halves of the state, behind the arena
+ *   RT_INITIAL_STATE    if defined: where the first run's state lies in the weights, else it is zeros
  *   RT_INPUTS, RT_OUTPUTS
- *   RT_HAS_SELFTEST     1 if RT_SELFTEST_SEED, rt_expected[RT_OUTPUTS] and rt_expected_data exist
+ *   RT_HAS_SELFTEST     1 if RT_SELFTEST_SEED, RT_SELFTEST_RUNS, rt_expected[RT_OUTPUTS] and rt_expected_data exist
  *   rt_info             names, shapes, target, sizes
  *   rt_weights          where the weights lie (a pointer, filled in by the dynamic loader)
  *   rt_forward          one inference: calls the steps in order
@@ -33,10 +35,11 @@
 
 struct rt_pool;
 
-/* What a step works on. Kernels find their tensors at fixed offsets from these four. */
+/* What a step works on. Kernels find their tensors at fixed offsets from these five. */
 typedef struct rt_frame {
     const uint8_t *weights;
     uint8_t *arena;
+    uint8_t *state[2]; /* what the run before has left, and what this one leaves */
     const ingot_tensor *inputs;
     const ingot_tensor *outputs;
     struct rt_pool *pool;

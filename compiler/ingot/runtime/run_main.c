@@ -1,7 +1,9 @@
-/* run_main.c: a program that runs a model once, on raw files. It is not part of any artifact: `ingot.emulator` builds it
+/* run_main.c: a program that runs a model on raw files, once or several times in a row. It is not part of any artifact: `ingot.emulator` builds it
  * to run artifacts of other architectures under qemu-user, and it works the same on the board itself.
  *
- *     run_main MODEL.so SYMBOL THREADS FOLDER      reads FOLDER/in0, in1, ...; writes FOLDER/out0, out1, ...
+ *     run_main MODEL.so SYMBOL THREADS FOLDER RUNS     reads FOLDER/in0, in1, ...; writes FOLDER/out0, out1, ...
+ *
+ * Each file holds the tensors of all runs, one after the other.
  *
  * Ends with 0, or with 1 and one sentence on standard error. The caller has checked the file's metadata; `create`
  * checks the CPU.
@@ -52,7 +54,7 @@ static ingot_tensor *tensors(const ingot_tensor_info *info, int32_t count) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) fail("usage: run_main MODEL.so SYMBOL THREADS FOLDER");
+    if (argc != 6) fail("usage: run_main MODEL.so SYMBOL THREADS FOLDER RUNS");
     void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
     if (!library) fail("%s", dlerror());
     const ingot_api *(*get)(void) = NULL;
@@ -71,21 +73,30 @@ int main(int argc, char **argv) {
     if (created != INGOT_OK) fail("%s (status %d)", error, (int)created);
 
     ingot_tensor *in = tensors(info->inputs, info->n_inputs), *out = tensors(info->outputs, info->n_outputs);
+    const long runs = atol(argv[5]);
+    FILE **files = calloc((size_t)(info->n_inputs + info->n_outputs) + 1, sizeof *files);
+    if (!files) fail("out of memory");
+    FILE **results = files + info->n_inputs;
+    for (int32_t i = 0; i < info->n_inputs; i++) files[i] = open_file(argv[4], "in", i, "rb");
+    for (int32_t i = 0; i < info->n_outputs; i++) results[i] = open_file(argv[4], "out", i, "wb");
+    for (long run = 0; run < runs; run++) {
+        for (int32_t i = 0; i < info->n_inputs; i++)
+            if (fread(in[i].data, 1, (size_t)in[i].bytes, files[i]) != in[i].bytes)
+                fail("the file of input %s does not have %ld x %llu bytes", info->inputs[i].name, runs,
+                     (unsigned long long)in[i].bytes);
+        const ingot_status status = api->run(model, in, info->n_inputs, out, info->n_outputs);
+        if (status != INGOT_OK) fail("%s (status %d)", api->last_error(model), (int)status);
+        for (int32_t i = 0; i < info->n_outputs; i++)
+            if (fwrite(out[i].data, 1, (size_t)out[i].bytes, results[i]) != out[i].bytes)
+                fail("cannot write output %s", info->outputs[i].name);
+    }
     for (int32_t i = 0; i < info->n_inputs; i++) {
-        FILE *file = open_file(argv[4], "in", i, "rb");
-        const size_t bytes = (size_t)in[i].bytes;
-        if (fread(in[i].data, 1, bytes, file) != bytes || fgetc(file) != EOF)
-            fail("the file of input %s does not have %zu bytes", info->inputs[i].name, bytes);
-        fclose(file);
+        if (fgetc(files[i]) != EOF) fail("the file of input %s is too long", info->inputs[i].name);
+        fclose(files[i]);
     }
-    const ingot_status status = api->run(model, in, info->n_inputs, out, info->n_outputs);
-    if (status != INGOT_OK) fail("%s (status %d)", api->last_error(model), (int)status);
-    for (int32_t i = 0; i < info->n_outputs; i++) {
-        FILE *file = open_file(argv[4], "out", i, "wb");
-        const size_t bytes = (size_t)out[i].bytes;
-        const int written = fwrite(out[i].data, 1, bytes, file) == bytes;
-        if (fclose(file) || !written) fail("cannot write output %s", info->outputs[i].name);
-    }
+    for (int32_t i = 0; i < info->n_outputs; i++)
+        if (fclose(results[i])) fail("cannot write output %s", info->outputs[i].name);
+    free(files);
     for (int32_t i = 0; i < info->n_inputs; i++) free(in[i].data);
     for (int32_t i = 0; i < info->n_outputs; i++) free(out[i].data);
     free(in);

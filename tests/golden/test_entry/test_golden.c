@@ -5,11 +5,13 @@
  */
 #define RT_INSTANCE_BYTES 10240
 #define RT_ARENA_BYTES 12928
+#define RT_STATE_BYTES 0
 #define RT_INPUTS 2
 #define RT_OUTPUTS 3
 #define rt_weights ingot_demo_weights
 #define RT_HAS_SELFTEST 1
 #define RT_SELFTEST_SEED UINT64_C(0x123456789abcdef0)
+#define RT_SELFTEST_RUNS 1
 #define rt_expected_data ingot_demo_expected
 
 #include "rt.h"
@@ -91,8 +93,9 @@ static const ingot_model_info rt_info = {
     .inputs = input_infos,
     .outputs = output_infos,
     .arena_bytes = 12868,
-    .memory_bytes = RT_INSTANCE_BYTES + RT_ARENA_BYTES,
+    .memory_bytes = RT_INSTANCE_BYTES + RT_ARENA_BYTES + 2 * RT_STATE_BYTES,
     .weights_bytes = 132,
+    .state_bytes = RT_STATE_BYTES,
 };
 
 static const rt_expected_output rt_expected[RT_OUTPUTS] = { /* offset, count, stride, tolerance */
@@ -111,7 +114,7 @@ __attribute__((visibility("default"))) const ingot_api *ingot_demo_api(void);
 const ingot_api *ingot_demo_api(void) {
     static const ingot_api api = {
         INGOT_ABI_VERSION, sizeof(ingot_api), rt_create, rt_run, rt_destroy, rt_describe, rt_last_error, rt_version,
-        rt_selftest,
+        rt_selftest, rt_reset,
     };
     return &api;
 }
