@@ -28,6 +28,7 @@ class Scripted:
     always: Kind | None = None
     seconds: float = 0.0
     unit: Unit = "ns"
+    size: int = 1
     ran: list[str] = field(default_factory=list)
     busy: threading.Lock = field(default_factory=threading.Lock)
 

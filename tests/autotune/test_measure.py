@@ -18,7 +18,7 @@ PLAN = Plan([[1, 2, 3], [4, 5]])
 class Scripted:
     """A board that runs a function of the ids it is asked for."""
 
-    name, unit = "local", "ns"
+    name, unit, size = "local", "ns", 1
 
     def __init__(self, answer: Callable[[list[int]], Outcome]) -> None:
         self.answer = answer
@@ -91,10 +91,22 @@ def test_a_wrong_answer_has_no_time(error: float) -> None:
     assert (found.status, found.ns, found.ratio) == ("wrong_answer", None, None)
 
 
-@pytest.mark.parametrize("kind", ["lost", "refused", "disk_full", "wrong_arch"])
-def test_a_failing_board_is_not_the_candidates_fault(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [("refused", (begin(1),)), ("disk_full", ()), ("wrong_arch", ()), ("lost", ()), ("lost", (begin(1), line(1)))],
+)
+def test_a_failing_board_is_not_the_candidates_fault(kind: str, lines: tuple[str, ...]) -> None:
     with pytest.raises(BoardError, match=kind):
-        run(Scripted(lambda _: Outcome(kind, (begin(1),), "gone")))  # type: ignore[arg-type]
+        run(Scripted(lambda _: Outcome(kind, lines, "gone")))  # type: ignore[arg-type]
+
+
+def test_a_candidate_that_takes_boards_down_is_a_failure_and_the_rest_goes_on() -> None:
+    def answer(ids: list[int]) -> Outcome:
+        if 2 in ids:
+            return Outcome("lost", (begin(1), begin(2)), "the connection ended")
+        return Outcome("ok", good(ids), "")
+
+    assert run(Scripted(answer)) == {1: "ok", 2: "lost", 3: "ok", 4: "ok", 5: "ok"}
 
 
 @pytest.mark.parametrize(

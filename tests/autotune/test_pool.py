@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from autotune import calls
-from ingot.autotune.pool import LocalPool, map_unordered
+from ingot.autotune.pool import LocalPool, in_parallel, map_unordered
 from ingot.errors import WorkerError
 
 
@@ -74,6 +76,20 @@ def test_leaving_the_loop_cancels_the_rest(pool: LocalPool) -> None:
 
 def _doze(seconds: float) -> int:
     return calls.doze(seconds, 0)
+
+
+def test_threads_give_results_in_order_and_the_first_error() -> None:
+    barrier = threading.Barrier(3)
+
+    def wait(x: int) -> int:
+        barrier.wait(10)  # all at once, or none
+        return x
+
+    assert in_parallel([partial(wait, x) for x in range(3)]) == [0, 1, 2]
+    assert in_parallel([threading.get_ident]) == [threading.get_ident()]
+    with pytest.raises(ValueError, match="a"):
+        in_parallel([partial(calls.square, 1), partial(calls.fail, "a"), partial(calls.fail, "b")])
+    assert in_parallel([]) == []
 
 
 def test_a_closed_pool_says_so() -> None:

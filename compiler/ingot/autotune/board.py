@@ -64,6 +64,10 @@ class Board(Protocol):
     def unit(self) -> Unit:
         """What its measurements are in."""
 
+    @property
+    def size(self) -> int:
+        """How many batches it runs at once, on machines of their own."""
+
     def probe(self) -> str:
         """One line about the machine, once it is known to be reachable and of the target's kind.
 

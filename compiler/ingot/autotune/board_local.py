@@ -64,6 +64,7 @@ class LocalBoard:
 
     name = "local"
     unit: Unit = "ns"
+    size = 1
 
     def __init__(self, target: Target) -> None:
         from ingot.target import native_target

@@ -41,8 +41,9 @@ class BoardPool:
 
     @property
     def name(self) -> str:
-        """The names of all."""
-        return ", ".join(board.name for board in self.boards)
+        """The first one's name, and how many more there are."""
+        more = len(self.boards) - 1
+        return f"{self.boards[0].name} and {more} more" if more else self.boards[0].name
 
     @property
     def size(self) -> int:

@@ -37,6 +37,7 @@ class QemuBoard:
     """An emulated board of the target's architecture. Raises as `open_board` does."""
 
     unit: Unit = "instructions"
+    size = 1
 
     def __init__(self, arch: str, target: Target) -> None:
         self.name = f"qemu:{arch}"

@@ -128,6 +128,7 @@ class SshBoard:
     """The board at `host`, a name or address that `ssh` understands (an alias of the user's config too)."""
 
     unit: Unit = "ns"
+    size = 1
 
     def __init__(self, host: str, user: str | None, port: int | str | None, target: Target) -> None:
         address = f"[{host}]" if ":" in host else host

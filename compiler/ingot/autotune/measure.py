@@ -29,7 +29,7 @@ BASE_LIMIT_S, CANDIDATE_LIMIT_S = 20.0, 4.0
 #: Runs of one batch after which a board counts as broken.
 _MOST_RUNS = 40
 #: Outcomes that say nothing about the candidates.
-_BOARD_FAILURES = frozenset({"lost", "refused", "disk_full", "wrong_arch"})
+_BOARD_FAILURES = frozenset({"refused", "disk_full", "wrong_arch"})
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Plan:
 def measure(board: Board, executable: Path, plan: Plan) -> dict[int, Measured]:
     """Return what became of every candidate.
 
-    Raises BoardError where the board is at fault: a lost connection, a full disk, another architecture.
+    A candidate under which a board was lost (a pool then tried another one) failed: its status is "lost". Raises
+    BoardError where the board is at fault: it refuses the connection, its disk is full, it is another architecture.
     """
     results: dict[int, Measured] = {}
     times: dict[int, list[float]] = {}
@@ -91,7 +92,8 @@ def measure(board: Board, executable: Path, plan: Plan) -> dict[int, Measured]:
                 id = event["candidate"]
                 results[id], times[id] = _result(event, times.get(task_of[id][0]), name, plan.error_limit)
         waiting = [id for id in waiting if id not in results]
-        if outcome.kind in _BOARD_FAILURES:
+        idle = last is None or last in results
+        if outcome.kind in _BOARD_FAILURES or (outcome.kind == "lost" and idle):
             raise BoardError("the board failed", where=f"--board {name}", found=f"{outcome.kind}: {outcome.detail}")
         if outcome.kind == "ok" and not waiting:
             break

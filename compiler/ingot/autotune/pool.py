@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -65,6 +65,26 @@ def map_unordered(pool: Pool, function: Callable[[T], R], items: Iterable[T]) ->
     finally:
         for future in places:
             future.cancel()
+
+
+def in_parallel(calls: Sequence[Callable[[], R]]) -> list[R]:
+    """Run calls in threads of this process; return their results in order, or raise the first error.
+
+    One call alone runs in the caller's thread. The threads end with the process, so Ctrl-C does not wait for them.
+    """
+    if len(calls) == 1:
+        return [calls[0]()]
+    futures: list[Future[R]] = [Future() for _ in calls]
+
+    def run(call: Callable[[], R], future: Future[R]) -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    for call, future in zip(calls, futures, strict=True):
+        threading.Thread(target=run, args=(call, future), daemon=True).start()
+    return [future.result() for future in futures]
 
 
 class LocalPool:

@@ -20,6 +20,7 @@ from ingot.autotune.build import Built, Group, Job, NotBuilt, build_all, link_ba
 from ingot.autotune.log import Record, append, log_path, read
 from ingot.autotune.lookup import MARGIN, REJECTED, siblings
 from ingot.autotune.measure import Measured, Plan, measure
+from ingot.autotune.pool import in_parallel
 from ingot.autotune.search import Allocator, Progress, Ranker, Sample, Search
 from ingot.autotune.space import Space, decode, encode
 from ingot.autotune.task import Task
@@ -57,6 +58,14 @@ class Status:
     resumed: int = 0
     started: float = field(default_factory=time.monotonic)
     stage: str = "starting"
+
+
+def _shares(groups: Sequence[Group], count: int) -> list[list[Group]]:
+    """Divide a batch among `count` boards; a task stays whole, as its candidates are compared with each other."""
+    shares: list[list[Group]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=lambda g: -len(g.built)):
+        min(shares, key=lambda share: sum(len(g.built) for g in share)).append(group)
+    return [share for share in shares if share]
 
 
 class Tuner:
@@ -221,18 +230,22 @@ class Tuner:
             for id, b in made.items()
             if isinstance(b, NotBuilt)
         }
-        if groups:
-            plan = Plan([[b.id for b in g.built] for g in groups], self.settings.threads)
-            if rounds is not None:
-                plan = Plan(plan.groups, plan.threads, rounds, 2 * plan.microseconds)
-            with tempfile.TemporaryDirectory(prefix="ingot-") as temporary:
-                executable = Path(temporary) / "candidates"
-                link_batch(groups, self.target, executable)
-                results |= measure(self.board, executable, plan)
+        for part in in_parallel([partial(self._run, share, rounds) for share in _shares(groups, self.board.size)]):
+            results |= part
         records: list[Record] = []
         for (key, _), rows in zip(batch, wanted, strict=True):
             records += self._take(key, rows, results, final=rounds is not None)
         append(self.path, records)
+
+    def _run(self, groups: Sequence[Group], rounds: int | None) -> dict[int, Measured]:
+        """Link these tasks' candidates into one executable and run it on a board."""
+        plan = Plan([[b.id for b in g.built] for g in groups], self.settings.threads)
+        if rounds is not None:
+            plan = Plan(plan.groups, plan.threads, rounds, 2 * plan.microseconds)
+        with tempfile.TemporaryDirectory(prefix="ingot-") as temporary:
+            executable = Path(temporary) / "candidates"
+            link_batch(groups, self.target, executable)
+            return measure(self.board, executable, plan)
 
     def _take(
         self, key: str, rows: Sequence[tuple[Any, int]], results: dict[int, Measured], *, final: bool

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ from ingot.errors import OptionError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ingot.autotune.board import Board
+    from ingot.autotune.pool import Pool
     from ingot.autotune.tuner import Tuner
     from ingot.autotune.whole import Comparison
+    from ingot.target import Target
 
 #: Without --minutes and --trials.
 DEFAULT_MINUTES = 15.0
@@ -36,8 +40,10 @@ _ROWS = 12
     "boards",
     multiple=True,
     metavar="BOARD",
-    help="Where to measure: local, ssh://[user@]host[:port] or qemu:ARCH. Default: local.",
+    help="Where to measure: local, ssh://[user@]host[:port] or qemu:ARCH. Default: local. Repeatable: boards of one"
+    " kind share the work.",
 )
+@click.option("--cluster", metavar="tcp://HOST:PORT", help="A Dask cluster that builds, and measures without --board.")
 @click.option("--minutes", type=click.FloatRange(0, 10_000, min_open=True), help="Time for the search. Default: 15.")
 @click.option("--trials", type=click.IntRange(1, 1_000_000), help="Configs to measure, in all kernels together.")
 @click.option(
@@ -51,6 +57,7 @@ def command(
     model: Path,
     target: str | None,
     boards: Sequence[str],
+    cluster: str | None,
     minutes: float | None,
     trials: int | None,
     log: Path,
@@ -70,17 +77,17 @@ def command(
     """
     if minutes is not None and trials is not None:
         raise OptionError("--minutes and --trials do not go together", hint="leave one of them out")
-    if len(boards) > 1:
-        raise OptionError("several boards cannot share one search", where="--board", found=", ".join(boards))
+    if len(set(boards)) < len(boards):
+        raise OptionError("a board is given twice", where="--board", found=", ".join(boards))
+    if cluster is not None and builders is not None:
+        raise OptionError("--cluster and --builders do not go together", hint="leave one of them out")
     if log.exists() and not log.is_dir():
         raise OptionError("the tuning logs need a folder", where="--log", found=f"{log}, a file", allowed="a folder")
     shape = parse_shapes(shapes)
     if minutes is None and trials is None:
         minutes = DEFAULT_MINUTES
 
-    from ingot.autotune.board import open_board
     from ingot.autotune.log import shipped_folder
-    from ingot.autotune.pool import LocalPool
     from ingot.autotune.task import prepared, tasks_of
     from ingot.autotune.tuner import Settings, Tuner
     from ingot.cli.console import clean, console
@@ -90,24 +97,45 @@ def command(
 
     out = console()
     machine = load_target(target or "native")
-    board = open_board(boards[0] if boards else "local", machine)
-    out.print(f"board: {clean(board.name)}, {clean(board.probe())}", soft_wrap=True)
-    imported = import_model(model, shape)
-    state = prepared(State(imported.module, imported.weights, imported, machine))
-    tasks = tasks_of(state)
-    if not tasks:
-        out.print(f"{clean(model)} has no kernel with a choice: there is nothing to tune")
+    with _workers(cluster, builders, boards, machine) as (pool, board):
+        out.print(f"board: {clean(board.name)}, {clean(board.probe())}", soft_wrap=True)
+        imported = import_model(model, shape)
+        state = prepared(State(imported.module, imported.weights, imported, machine))
+        tasks = tasks_of(state)
+        if not tasks:
+            out.print(f"{clean(model)} has no kernel with a choice: there is nothing to tune")
+            return
+        settings = Settings(threads, trials, None if minutes is None else minutes * 60, seed=seed)
+        with _Live() as live:
+            tuner = Tuner(tasks, machine, board, log, settings, warm_folders=[shipped_folder()], changed=live.show)
+            live.show(tuner)
+            try:
+                tuner.run(pool)
+            except KeyboardInterrupt:
+                live.close()
+                out.print("interrupted: everything measured so far is in the log")
+        _finish(tuner, state, log, interrupted=tuner.status.stage != "done")
+
+
+@contextlib.contextmanager
+def _workers(
+    cluster: str | None, builders: int | None, boards: Sequence[str], target: Target
+) -> Iterator[tuple[Pool, Board]]:
+    """Who builds and who measures: processes and boards of this machine's, or of a cluster."""
+    from ingot.autotune.board import open_board
+    from ingot.autotune.board_pool import BoardPool
+
+    named = [open_board(text, target) for text in boards or ([] if cluster else ["local"])]
+    if cluster is None:
+        from ingot.autotune.pool import LocalPool
+
+        with LocalPool(builders) as pool:
+            yield pool, BoardPool(named)
         return
-    settings = Settings(threads, trials, None if minutes is None else minutes * 60, seed=seed)
-    with LocalPool(builders) as pool, _Live() as live:
-        tuner = Tuner(tasks, machine, board, log, settings, warm_folders=[shipped_folder()], changed=live.show)
-        live.show(tuner)
-        try:
-            tuner.run(pool)
-        except KeyboardInterrupt:
-            live.close()
-            out.print("interrupted: everything measured so far is in the log")
-    _finish(tuner, state, log, interrupted=tuner.status.stage != "done")
+    from ingot.autotune.cluster import ClusterBoard, DaskPool
+
+    with DaskPool(cluster) as shared:
+        yield shared, BoardPool(named) if named else ClusterBoard(shared, target)
 
 
 def _finish(tuner: Tuner, state: Any, log: Path, *, interrupted: bool) -> None:  # noqa: ANN401 - passes.state.State
