@@ -2,12 +2,71 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+import ingot
+from ingot.emulator import run_under_qemu
 from ingot.schedules import conv2d_int8
+from ingot.schedules.microkernels import dot_of, dots_of
 from ingot.target import load_target
+from passes.execute import Executable, compile_state
+from schedules.quantised import SIZES, convolutions
+
+#: A few sizes where the machine code differs little from another case's.
+FEW = SIZES[1::3]
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("x86-64-v3", "uint8"), ("raspberry-pi-4", "int8")])
 def test_the_preferred_activation_is_the_instructions_own(name: str, wanted: str) -> None:
     assert conv2d_int8.preferred_activation(load_target(name)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "per_channel", "sizes"),
+    [
+        ("native", "int8", True, SIZES),
+        ("native", "uint8", False, FEW),
+        ("x86-64-v3", "int8", False, FEW),
+        ("x86-64-v2", "uint8", False, FEW),
+    ],
+)
+def test_sums_and_roundings_are_exact(
+    tmp_path: Path, target: str, dtype: str, per_channel: bool, sizes: tuple[int, ...]
+) -> None:
+    layers = convolutions(dtype, per_channel, sizes)
+    program = Executable(compile_state(layers.imported(tmp_path), target), tmp_path)
+    layers.compare(program.run(layers.feeds))
+    layers.compare(program.run(layers.feeds, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [
+        ("raspberry-pi-4", "int8"),
+        ("raspberry-pi-5", "int8"),
+        ("raspberry-pi-5", "uint8"),
+        ("raspberry-pi-4-32bit", "int8"),
+        ("visionfive-2", "uint8"),
+    ],
+)
+def test_sums_and_roundings_are_exact_on_a_board(tmp_path: Path, qemu, target: str, dtype: str) -> None:
+    board = load_target(target)
+    qemu(board.arch)  # skips where no emulator is installed
+    layers = convolutions(dtype, dtype == "int8", FEW)
+    model = ingot.compile(layers.save(tmp_path), target=target, selftest=False).save(tmp_path / "layers.so")
+    layers.compare(run_under_qemu(model, layers.feeds, board, threads=3))
+
+
+def test_wide_weights_take_an_instruction_that_holds_them() -> None:
+    board = load_target("raspberry-pi-4")
+    best = dots_of(board)[0]
+    small, lowest, wide = (np.full((1, 1, 1, 1), value, np.float32) for value in (-127, -128, 200))
+    assert dot_of(board, small) == best and best.form == "pairs"
+    assert dot_of(board, lowest) != best and dot_of(board, wide).weight == "int16"
+    assert dot_of(board, np.full((1, 1, 1, 1), 0.5, np.float32)) is None
+    assert dot_of(board, np.full((1, 1, 1, 1), 256, np.float32)) is None

@@ -105,19 +105,23 @@ def _requantize(
     """
     from tvm import relax
 
+    from ingot.frontend import fixed_point
+
     if not np.all(np.isfinite(ratio)) or np.any(ratio < 0):
         raise UnsupportedError("a layer's scales are not usable", found=str(ratio[:4]), allowed="positive numbers")
-    fraction, exponent = np.frexp(ratio)
-    multiplier = np.rint(fraction * np.exp2(31)).astype(np.int64)
-    exponent = exponent + (multiplier == 1 << 31)
-    multiplier = np.where(multiplier == 1 << 31, 1 << 30, multiplier)
-    shift = np.clip(-exponent, 0, 31).astype(np.int32)
+    zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
+    dtype = converter.get_tensor_type_str(output.tensor.Type())
 
     def constant(array: np.ndarray, dtype: str) -> Expr:
         same = array.size == 1 or bool(np.all(array == array[0]))
         value = np.asarray(array[0] if same else array).astype(dtype)
         return converter.exp_tab.new_const(value, dtype=dtype, source_name=b"requantize")
 
+    if fixed_point.is_simple(ratio, away):
+        numbers = tuple(constant(item, "int32") for item in fixed_point.constants(ratio, zero))
+        return fixed_point.requantize(relax.op.astype(sums, "int32"), numbers, limits, dtype, away)
+    multiplier, exponent = fixed_point.decompose(ratio)
+    shift = np.clip(-exponent, 0, 31).astype(np.int32)
     # Multiplied by the 31-bit fraction in 64 bits and rounded, halves upward; a ratio of 1 or more shifts left first.
     factor = multiplier << np.clip(exponent, 0, 31).astype(np.int64)
     product = relax.op.multiply(relax.op.astype(relax.op.astype(sums, "int32"), "int64"), constant(factor, "int64"))
@@ -131,11 +135,10 @@ def _requantize(
             used = constant(np.where(shift > 0, -1, 0).astype(np.int32), "int32")
             middle = relax.op.add(middle, relax.op.bitwise_and(sign, used))
         whole = relax.op.right_shift(relax.op.add(whole, middle), constant(shift, "int32"))
-    zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
     shifted = relax.op.add(whole, relax.const(zero, "int32"))
     limited = relax.op.maximum(shifted, relax.const(limits[0], "int32"))
     limited = relax.op.minimum(limited, relax.const(limits[1], "int32"))
-    return relax.op.astype(limited, converter.get_tensor_type_str(output.tensor.Type()))
+    return relax.op.astype(limited, dtype)
 
 
 def _limits(converter: TfliteConverter, output: Wrapper, activation: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from tvm import s_tir, tirx
 from tvm.ir.transform import Sequential
 
 from ingot.errors import CompilerError, ToolchainError
+from ingot.schedules import fixed_point
 from ingot.schedules.lanes import lower_lanes
 from ingot.schedules.vector_math import replace_calls
 from ingot.target import Target
@@ -89,12 +90,23 @@ def _stack_bytes(statement: Any) -> int:  # noqa: ANN401
     return 0
 
 
-def _passes(target: Any, *, pointer_bytes: int) -> Any:  # noqa: ANN401
+def _lower_fixed_point(target: Target) -> Any:  # noqa: ANN401
+    @tvm.transform.module_pass(opt_level=0, name="ingot.LowerFixedPoint")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
+    def run(module: Any, _: Any) -> Any:  # noqa: ANN401
+        functions = {gvar: fixed_point.lower(function, target) for gvar, function in module.functions.items()}
+        return tvm.IRModule(functions)
+
+    return run
+
+
+def _passes(llvm_target: Any, target: Target) -> Any:  # noqa: ANN401
     # 64-bit loop counters cost a 32-bit core two registers and an add with carry each; no index needs them there.
-    narrow = tirx.transform.ForceNarrowIndexToInt32() if pointer_bytes == 4 else tirx.transform.NarrowDataType(32)
+    narrow = (
+        tirx.transform.ForceNarrowIndexToInt32() if target.pointer_bytes == 4 else tirx.transform.NarrowDataType(32)
+    )
     return Sequential(
         [
-            tirx.transform.BindTarget(target.with_host(target)),
+            tirx.transform.BindTarget(llvm_target.with_host(llvm_target)),
             s_tir.transform.CanonicalizeLoop(),
             s_tir.transform.LowerInitBlock(),
             s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
@@ -118,6 +130,7 @@ def _passes(target: Any, *, pointer_bytes: int) -> Any:  # noqa: ANN401
             s_tir.transform.RenormalizeSplitPattern(),
             tirx.transform.StmtSimplify(),
             _lower_lanes,
+            _lower_fixed_point(target),
             tirx.transform.RemoveNoOp(),
             s_tir.transform.RewriteUnsafeSelect(),
             tirx.transform.CommonSubexprElim(),
@@ -151,7 +164,7 @@ def _build(functions: dict[str, Any], target: Target) -> Any:  # noqa: ANN401 - 
     llvm_target = tvm.target.Target(target.llvm())
     module = tvm.IRModule({symbol: functions[symbol] for symbol in sorted(functions)})
     with tvm.transform.PassContext(opt_level=3):
-        module = _passes(llvm_target, pointer_bytes=target.pointer_bytes)(module)
+        module = _passes(llvm_target, target)(module)
         return build(module, llvm_target)
 
 

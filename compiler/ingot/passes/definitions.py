@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from tvm import te, tirx
 
+from ingot.frontend import fixed_point as relax_fixed_point
 from ingot.passes.rewriter import dtype_of, shape_of
+from ingot.schedules import fixed_point
 
 
 def _extremum(combine: Callable[[Any, Any], Any], start: float, name: str) -> Callable[[Any, Any], Any]:
@@ -55,4 +58,5 @@ def _topi() -> Any:  # noqa: ANN401
 DEFINITIONS: dict[str, Callable[[Any, Any], Any]] = {
     "relax.max": _extremum(tirx.max, float("-inf"), "max"),
     "relax.min": _extremum(tirx.min, float("inf"), "min"),
+    relax_fixed_point.REQUANTIZE: functools.partial(relax_fixed_point.define, multiply=fixed_point.multiply),
 }

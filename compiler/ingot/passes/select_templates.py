@@ -9,10 +9,9 @@ from tvm import relax, te, topi
 from ingot.passes.live import spare_bytes
 from ingot.passes.picks import Chooser, conv2d_text, depthwise_text, matmul_text
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
+from ingot.passes.select_integers import IntegerLayers, stored_of, window_of
 from ingot.passes.state import State
-from ingot.schedules import conv2d, conv2d_int8, depthwise, resize, winograd, winograd_nests
-from ingot.schedules.microkernels import dot4_of
-from ingot.schedules.padding import Dequantize
+from ingot.schedules import conv2d, depthwise, resize, winograd, winograd_nests
 from ingot.target import Target
 
 # FuseOps' pattern kind of an operator whose output may be followed by elementwise operators in one kernel.
@@ -24,7 +23,7 @@ def select_templates(state: State) -> State:
     """Turn the operators that have a template into PrimFuncs with packed constant weights.
 
     Case 1: conv2d (NHWC, OHWI, one group, constant weights): `schedules.conv2d`.
-            Of whole numbers, on a target with a dot product instruction: `schedules.conv2d_int8`.
+            Of whole numbers: `schedules.conv2d_int8`, which also adds a bias and casts to int32 where that follows.
     Case 2: depthwise conv2d (groups = channels = outputs): `schedules.depthwise`.
     Case 3: matmul with a constant 2-D right-hand side: `schedules.conv2d` as a 1x1 convolution.
     In cases 1 to 3 a dequantize before it joins the kernel: what lies in memory stays 8 bits wide.
@@ -34,12 +33,18 @@ def select_templates(state: State) -> State:
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
     target, spare, choose = state.target, spare_bytes(state), Chooser(state)
+    integers = IntegerLayers(state)
     macs = 0
 
     def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         nonlocal macs
         name = op_name(call)
-        if name == "relax.nn.conv2d":
+        if call in integers.absorbed:  # part of the layer before it
+            return next(arg for arg in args if rewriter.weight(arg) is None)
+        found = integers.select(rewriter, call, args)
+        if found is not None:
+            result, count = found
+        elif name == "relax.nn.conv2d":
             result, count = _conv2d(rewriter, call, args, target, spare.get(call, 0), choose)
         elif name == "relax.matmul":
             result, count = _matmul(rewriter, call, args, target, choose)
@@ -65,20 +70,6 @@ def _call_function(rewriter: Rewriter, name: str, function: Any, args: list[Any]
     return relax.call_tir(gvar, relax.Tuple(args), ty)
 
 
-def _stored(rewriter: Rewriter, data: Any) -> tuple[Any, Dequantize | None]:  # noqa: ANN401
-    """Return the tensor to read and, if it is the operand of a per-tensor dequantize, how to convert it."""
-    value = rewriter.value_of(data)
-    if op_name(value) != "relax.dequantize" or dtype_of(value) != "float32":
-        return data, None
-    scale, zero_point = rewriter.weight(value.args[1]), rewriter.weight(value.args[2])
-    stored = dtype_of(value.args[0])
-    if scale is None or zero_point is None or stored not in ("int8", "uint8"):
-        return data, None
-    if scale.size != 1 or zero_point.size != 1:
-        return data, None
-    return value.args[0], Dequantize(stored, float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0]))
-
-
 def _conv2d(
     rewriter: Rewriter,
     call: Any,  # noqa: ANN401
@@ -89,19 +80,9 @@ def _conv2d(
 ) -> tuple[Any, int]:
     """Cases 1, 2 and 6; `workspace` is the bytes of the arena the call may use for itself."""
     attrs, weight = call.attrs, rewriter.weight(args[1])
-    batch, height, width, channels = shape_of(args[0])
     out_channels, kh, kw, _ = shape_of(args[1])
-    groups = int(attrs.groups)
-    common: dict[str, Any] = {
-        "batch": batch,
-        "height": height,
-        "width": width,
-        "kernel": (kh, kw),
-        "strides": tuple(int(v) for v in attrs.strides),
-        "padding": tuple(int(v) for v in attrs.padding),
-        "dilation": tuple(int(v) for v in attrs.dilation),
-        "dtype": dtype_of(call),
-    }
+    channels, groups = shape_of(args[0])[3], int(attrs.groups)
+    common = window_of(call, args)
     positions = 1
     for dim in shape_of(call)[:3]:
         positions *= dim
@@ -109,17 +90,8 @@ def _conv2d(
     if weight is None or dtype_of(args[0]) != dtype_of(call) or dtype_of(args[1]) != dtype_of(call):
         return None, count
     base = str(getattr(args[1], "name", "weight"))
-    data, convert = _stored(rewriter, args[0])
+    data, convert = stored_of(rewriter, args[0])
     stored = convert.dtype if convert is not None else common["dtype"]
-    dot = dot4_of(target)
-    whole = convert is not None and convert.scale == 1.0 and conv2d_int8.is_whole(weight)
-    if groups == 1 and dot is not None and convert is not None and whole:
-        workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
-        config = conv2d_int8.default_config(workload, target)
-        packed = rewriter.add_weight(f"{base}_packed", conv2d_int8.pack_weight(weight, config.block))
-        constant = rewriter.add_weight(f"{base}_correction", conv2d_int8.correction(weight, convert, dot))
-        tensors = conv2d_int8.compute(workload, config, convert, dot)
-        return _call(rewriter, "conv2d_int8", tensors, [data, packed, constant], call.ty), count
     if groups == 1:
         workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)
         fits = convert is None and winograd.supports(workload, target)
@@ -169,7 +141,7 @@ def _matmul(
     if weight is None or weight.ndim != 2 or not lead or dtype_of(args[0]) != dtype_of(call):
         return None, count
     workload = conv2d.MatmulWorkload(lead, k, n, dtype_of(call))
-    data, convert = _stored(rewriter, args[0])
+    data, convert = stored_of(rewriter, args[0])
     conv = workload.as_conv()
     config = choose(
         call,
@@ -213,7 +185,7 @@ def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: A
 def _pool2d(rewriter: Rewriter, call: Any, args: list[Any], kind: str) -> Any:  # noqa: ANN401
     """Case 5."""
     attrs = call.attrs
-    data, convert = _stored(rewriter, args[0])
+    data, convert = stored_of(rewriter, args[0])
     if convert is None or str(attrs.layout) != "NHWC" or str(attrs.out_layout) != "NHWC":
         return None
     stored = te.placeholder(shape_of(data), convert.dtype, name="data")

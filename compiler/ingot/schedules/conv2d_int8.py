@@ -1,12 +1,14 @@
-"""Convolution and matrix product of 8-bit integers with int32 sums, four input channels at a time.
+"""Convolution and matrix product of 8-bit integers with int32 sums, a few input channels at a time.
 
-The weights are packed as [CO/b][KH][KW][CI/4][b][4] and one instruction of `schedules.microkernels` adds four products
-to each of its lanes. The instruction fixes the signedness of the data (unsigned on x86): data of the other kind are
-shifted by 128 as the patch is copied, and their zero point with them. Zero points never enter the loop:
+The weights are packed as [CO/b][KH][KW][CI/g][b/l][...] for an instruction of `schedules.microkernels` that adds g
+products to each of its l lanes. The instruction fixes what the data must be, and the patch a tile reads is copied as
+that. For an instruction on 8-bit data the zero point never enters the loop: data of the other signedness are shifted
+by 128, and their zero point with them, and
 
     sum (x - z) w  =  sum x w  -  z sum w
 
-the last term is a constant of each output channel, if padding holds z; so it does.
+where the last term is a constant of each output channel, if padding holds z; so it does. For an instruction on 16-bit
+data the patch holds x - z, and padding 0.
 """
 
 from __future__ import annotations
@@ -16,16 +18,17 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from ingot.errors import CompilerError
 from ingot.schedules import conv2d
-from ingot.schedules.conv2d import Conv2DWorkload, TileConfig
-from ingot.schedules.microkernels import Dot4, dot4_of, intrinsic_name
+from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
+from ingot.schedules.microkernels import Dot, dot_named, intrinsic_name
 from ingot.schedules.padding import Dequantize
-from ingot.schedules.vector import annotate_block, ceil_div
+from ingot.schedules.vector import annotate_block, ceil_div, registers
 from ingot.target import Target
 
-#: Input channels one instruction takes.
-GROUP = 4
+#: Products of 9-bit data and 9-bit weights that int32 holds: longer sums could overflow.
+MAX_TERMS = (1 << 31) // (255 * 255)
+
+_DOT = "ingot.dot"
 
 
 def preferred_activation(target: Target) -> str:
@@ -36,76 +39,167 @@ def preferred_activation(target: Target) -> str:
     return "uint8" if target.arch == "x86_64" else "int8"
 
 
-def is_whole(weight: np.ndarray) -> bool:
-    """Say whether float weights are whole numbers that fit int8."""
-    return bool(np.all(weight == np.rint(weight)) and weight.min(initial=0) >= -128 and weight.max(initial=0) <= 127)
-
-
-def grouped(workload: Conv2DWorkload) -> Conv2DWorkload:
-    """Return the workload as the inner loop sees it: groups of four channels as one."""
-    fields = {**workload.__dict__, "in_channels": ceil_div(workload.in_channels, GROUP)}
+def grouped(workload: Conv2DWorkload, dot: Dot) -> Conv2DWorkload:
+    """Return the workload as the inner loop sees it: a group of channels as one."""
+    fields = {**workload.__dict__, "in_channels": ceil_div(workload.in_channels, dot.group)}
     return Conv2DWorkload(**fields)
 
 
-def default_config(workload: Conv2DWorkload, target: Target) -> TileConfig:
+def default_config(workload: Conv2DWorkload, target: Target, dot: Dot) -> TileConfig:
     """Return the tile with the least estimated cost."""
-    return conv2d.default_config(grouped(workload), target)
+    inner = grouped(workload, dot)
+    space = conv2d.configs(inner, target)
+    if workload.positions == 1:
+        return space[-1]
+    limit = registers(target).count
+    fitting = [c for c in space if c.pixels * (v := c.block // registers(target).lanes) + v + 2 <= limit] or space
+    return min(fitting, key=lambda c: (conv2d.cost(inner, c, target), -c.pixels, c.block))
 
 
-def pack_weight(weight: np.ndarray, block: int) -> np.ndarray:
-    """Pack OHWI weights (whole numbers) to int8 [CO/block][KH][KW][CI/4][block][4], padded with zeros."""
+def matmul_config(workload: MatmulWorkload, target: Target, dot: Dot) -> TileConfig:
+    """Return the tile of a matrix product, whose rows are the columns of an image."""
+    lead = workload.lead
+    height = lead[-2] if len(lead) > 1 else 1
+    fields = {**workload.as_conv().__dict__, "height": height, "width": lead[-1]}
+    return default_config(Conv2DWorkload(**fields), target, dot)
+
+
+def cost(workload: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot) -> float:
+    """Return the estimated cycles of one core, in the unit of `conv2d.cost`."""
+    return conv2d.cost(grouped(workload, dot), config, target) * dot.cost
+
+
+def pack_weight(weight: np.ndarray, block: int, dot: Dot) -> np.ndarray:
+    """Pack OHWI weights (whole numbers) to [CO/block][KH][KW][CI/g][block/l][split][l][g/split], padded with zeros."""
     co, kh, kw, ci = weight.shape
-    blocks, groups = ceil_div(co, block), ceil_div(ci, GROUP)
-    padded = np.zeros((blocks * block, kh, kw, groups * GROUP), np.int8)
-    padded[:co, :, :, :ci] = weight.astype(np.int8)
-    shaped = padded.reshape(blocks, block, kh, kw, groups, GROUP)
-    return np.ascontiguousarray(shaped.transpose(0, 2, 3, 4, 1, 5))
+    blocks, groups, within = ceil_div(co, block), ceil_div(ci, dot.group), dot.group // dot.split
+    padded = np.zeros((blocks * block, kh, kw, groups * dot.group), dot.weight)
+    padded[:co, :, :, :ci] = weight.astype(dot.weight)
+    shaped = padded.reshape(blocks, block // dot.lanes, dot.lanes, kh, kw, groups, dot.split, within)
+    return np.ascontiguousarray(shaped.transpose(0, 3, 4, 5, 1, 6, 2, 7))
 
 
-def _shift(convert: Dequantize, dot: Dot4) -> int:
+def _shift(convert: Dequantize, dot: Dot) -> int:
     """Return what is added to a stored value to make it the instruction's kind."""
+    if dot.data == "int16":
+        return -convert.zero_point
     if convert.dtype == dot.data:
         return 0
     return 128 if dot.data == "uint8" else -128
 
 
-def correction(weight: np.ndarray, convert: Dequantize, dot: Dot4) -> np.ndarray:
-    """Return the constant of each output channel: -z sum w, int32 [CO], z as the instruction sees it."""
+def correction(weight: np.ndarray, convert: Dequantize, dot: Dot, bias: np.ndarray | None = None) -> np.ndarray:
+    """Return the constant of each output channel: bias - z sum w, int32 [CO], z as the instruction sees it.
+
+    weight: OHWI, whole numbers. bias: [CO], whole numbers of at most 32 bits.
+    """
     sums = weight.astype(np.int64).sum(axis=(1, 2, 3))
     constant: np.ndarray = -(convert.zero_point + _shift(convert, dot)) * sums
-    return constant.astype(np.int32)
+    if bias is not None:
+        constant = constant + bias.astype(np.int64).reshape(-1)
+    return constant.astype(np.int32)  # sums in int32 wrap around, so this may too
 
 
-def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize, dot: Dot4) -> list[Any]:
-    """Return the TE tensors [data NHWC, packed weight, correction, output NHWC float32 (whole numbers)]."""
+def compute(
+    workload: Conv2DWorkload, config: TileConfig, convert: Dequantize, dot: Dot, out_dtype: str = "float32"
+) -> list[Any]:
+    """Return the TE tensors [data NHWC, packed weight, correction, output NHWC of `out_dtype` (whole numbers)]."""
     w = workload
     (kh, kw), (sh, sw), (dh, dw) = w.kernel, w.strides, w.dilation
     height, width, co = w.out_height, w.out_width, w.out_channels
-    blocks, groups = ceil_div(co, config.block), ceil_div(w.in_channels, GROUP)
     data = te.placeholder((w.batch, w.height, w.width, w.in_channels), convert.dtype, name="data")
-    weight = te.placeholder((blocks, kh, kw, groups, config.block, GROUP), "int8", name="weight")
+    weight = _weight(co, w.kernel, w.in_channels, config, dot)
     constant = te.placeholder((co,), "int32", name="correction")
     tiled = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
     need = ((height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw + (kw - 1) * dw + 1)
-    source = _source(data, w, need, groups * GROUP, convert, dot)
+    groups = ceil_div(w.in_channels, dot.group)
+    source = _source(data, w, need, groups * dot.group, convert, dot)
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
-    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, GROUP), "rk")
+    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, dot.group), "rk")
     conv = te.compute(
-        (w.batch, height, tiled, blocks * config.block),
+        (w.batch, height, tiled, ceil_div(co, config.block) * config.block),
         lambda n, y, x, c: te.sum(
-            source[n, y * sh + ry * dh, x * sw + rx * dw, rc * GROUP + rk].astype("int32")
-            * weight[c // config.block, ry, rx, rc, c % config.block, rk].astype("int32"),
+            source[n, y * sh + ry * dh, x * sw + rx * dw, rc * dot.group + rk].astype("int32")
+            * _weight_at(weight, c, ry, rx, rc, rk, config, dot),
             axis=[ry, rx, rc, rk],
         ),
         name="conv",
-        attrs=annotate_block("conv2d", "conv2d_int8", config),
+        attrs={**annotate_block("conv2d", "conv2d_int8", config), _DOT: dot.name},
     )
     out = te.compute(
         (w.batch, height, width, co),
-        lambda n, y, x, c: (conv[n, y, x, c] + constant[c]).astype("float32"),
+        lambda n, y, x, c: (conv[n, y, x, c] + constant[c]).astype(out_dtype),
         name="conv_out",
     )
     return [data, weight, constant, out]
+
+
+def compute_matmul(
+    workload: MatmulWorkload, config: TileConfig, convert: Dequantize, dot: Dot, out_dtype: str = "float32"
+) -> list[Any]:
+    """Return the TE tensors [data (lead..., K), packed weight, correction, output (lead..., N) of `out_dtype`]."""
+    w = workload
+    data = te.placeholder((*w.lead, w.k), convert.dtype, name="data")
+    weight = _weight(w.n, (1, 1), w.k, config, dot)
+    constant = te.placeholder((w.n,), "int32", name="correction")
+    groups = ceil_div(w.k, dot.group)
+    *outer, rows = w.lead
+    tiled = rows if config.pixels > rows else ceil_div(rows, config.pixels) * config.pixels
+    source, moved = data, tiled > rows or groups * dot.group > w.k
+    if moved or dot.data != convert.dtype:
+        zero = tirx.const(convert.zero_point + _shift(convert, dot), dot.data)
+
+        def value(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
+            stored = _as_kind(data(*i), convert, dot)
+            return te.if_then_else(te.all(i[-2] < rows, i[-1] < w.k), stored, zero) if moved else stored
+
+        source = te.compute((*outer, tiled, groups * dot.group), value, name="padded")
+    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, dot.group), "rk")
+    product = te.compute(
+        (*outer, tiled, ceil_div(w.n, config.block) * config.block),
+        lambda *i: te.sum(
+            source(*i[:-1], rc * dot.group + rk).astype("int32") * _weight_at(weight, i[-1], 0, 0, rc, rk, config, dot),
+            axis=[rc, rk],
+        ),
+        name="matmul",
+        attrs={**annotate_block("matmul", "conv2d_int8", config), _DOT: dot.name},
+    )
+    out = te.compute((*w.lead, w.n), lambda *i: (product(*i) + constant[i[-1]]).astype(out_dtype), name="matmul_out")
+    return [data, weight, constant, out]
+
+
+def _weight(co: int, kernel: tuple[int, int], ci: int, config: TileConfig, dot: Dot) -> Any:  # noqa: ANN401
+    """Return the placeholder of packed weights."""
+    lanes, within = dot.lanes, dot.group // dot.split
+    shape = (ceil_div(co, config.block), *kernel, ceil_div(ci, dot.group), config.block // lanes)
+    return te.placeholder((*shape, dot.split, lanes, within), dot.weight, name="weight")
+
+
+def _weight_at(
+    weight: Any,  # noqa: ANN401 - TE tensors and expressions
+    c: Any,  # noqa: ANN401
+    ry: Any,  # noqa: ANN401
+    rx: Any,  # noqa: ANN401
+    rc: Any,  # noqa: ANN401
+    rk: Any,  # noqa: ANN401
+    config: TileConfig,
+    dot: Dot,
+) -> Any:  # noqa: ANN401
+    """Return one weight as int32."""
+    block, lanes, within = config.block, dot.lanes, dot.group // dot.split
+    place = (c // block, ry, rx, rc, c % block // lanes, rk // within, c % lanes, rk % within)
+    return weight[place].astype("int32")
+
+
+def _as_kind(stored: Any, convert: Dequantize, dot: Dot) -> Any:  # noqa: ANN401 - TE expressions
+    """Return a stored value as the instruction reads it."""
+    if dot.data == "int16":
+        return stored.astype("int16") - tirx.const(convert.zero_point, "int16")
+    if convert.dtype == dot.data:
+        return stored
+    # Flipping the top bit adds or subtracts 128, and reads the byte as the other kind.
+    flip = tirx.const(-128, "int8") if convert.dtype == "int8" else tirx.const(128, "uint8")
+    return tirx.reinterpret(dot.data, stored ^ flip)
 
 
 def _source(
@@ -114,22 +208,17 @@ def _source(
     need: tuple[int, int],
     channels: int,
     convert: Dequantize,
-    dot: Dot4,
+    dot: Dot,
 ) -> Any:  # noqa: ANN401
     """Return the tensor the instruction reads: `data`, or a padded copy of the right kind and channel count."""
     top, left = w.padding[0], w.padding[1]
-    shift = _shift(convert, dot)
     moved = any(w.padding) or need[0] > w.height or need[1] > w.width or channels > w.in_channels
-    if not moved and shift == 0:
+    if not moved and convert.dtype == dot.data:
         return data
-    zero = tirx.const(convert.zero_point + shift, dot.data)
+    zero = tirx.const(convert.zero_point + _shift(convert, dot), dot.data)
 
     def padded(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
-        stored = data[n, y - top, x - left, c]
-        # Flipping the top bit adds or subtracts 128, and reads the byte as the other kind.
-        value = tirx.reinterpret(dot.data, stored ^ tirx.const(-128, "int8")) if shift > 0 else stored
-        if shift < 0:
-            value = tirx.reinterpret(dot.data, stored ^ tirx.const(128, "uint8"))
+        value = _as_kind(data[n, y - top, x - left, c], convert, dot)
         if not moved:
             return value
         inside = te.all(y >= top, y < w.height + top, x >= left, x < w.width + left, c < w.in_channels)
@@ -140,9 +229,8 @@ def _source(
 
 def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Target) -> None:  # noqa: ANN401
     """Schedule the tile as `conv2d` does, with the dot product instruction as its innermost loops."""
-    dot = dot4_of(target)
-    if dot is None:
-        raise CompilerError("this target has no dot product instruction for the int8 template", where=target.name)
+    dot = dot_named(str(sch.get(anchor).annotations[_DOT]), target)
+    sch.unannotate(anchor, _DOT)
     conv2d.schedule(sch, anchor, output, config, target, intrinsic_name(dot))
 
 

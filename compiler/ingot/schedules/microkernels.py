@@ -1,16 +1,18 @@
-"""Dot products of four 8-bit integers: each instruction's meaning and machine form, declared once.
+"""Dot products of a few small integers: each instruction's meaning and machine form, declared once.
 
-    acc[i] += sum over k < 4 of data[k] * weight[i][k]        for i < lanes, in int32
+    acc[i] += sum over k < group of data[k] * weight[k, i]        for i < lanes, in int32
 
-The meaning is a TIR function that a schedule matches (`description`); the machine form calls the LLVM intrinsic
-(`implementation`). `tests/schedules` runs one against the other.
+The meaning is a TIR function that a schedule matches (`description`); the machine form calls LLVM intrinsics
+(`implementation`). `tests/schedules/test_microkernels.py` runs one against the other. All are exact: no sum saturates
+or wraps for any data and any weights the instruction is used with (`Dot.fits`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from tvm import s_tir
 from tvm.script import tirx as T  # noqa: N812 - the name TVM's script parser knows
 
@@ -19,84 +21,163 @@ from ingot.target import Target
 
 
 @dataclass(frozen=True)
-class Dot4:
-    """An instruction that adds `lanes` dot products of four 8-bit values each.
+class Dot:
+    """An instruction, or a few, that add `lanes` dot products of `group` products each.
 
-    data: dtype of the value that is broadcast to all lanes; the weights are int8. feature: what the CPU must have.
+    data: dtype of the values that are broadcast to all lanes. weight: dtype in which weights are stored; those of a
+    register lie as [split][lanes][group / split]. form: how it is written. features: what the CPU must have.
     """
 
     name: str
     lanes: int
+    group: int
     data: str
-    feature: str
-    intrinsic: str
+    weight: str
+    form: str
+    features: tuple[str, ...] = ()
+    arch: str = ""
+    intrinsic: str = ""
+    split: int = 1
+    #: Its cost beside one vector FMA of the same lanes.
+    cost: float = 1.0
+
+    def fits(self, weight: np.ndarray) -> bool:
+        """Say whether whole-number weights (zero points subtracted) can be used with it.
+
+        The pairs of products that "pairs" sums in 16 bits stay below 2^15 unless both weights are -128.
+        """
+        low, high = (-127 if self.form == "pairs" else -128, 127) if self.weight == "int8" else (-255, 255)
+        return bool(
+            np.all(weight == np.rint(weight)) and weight.min(initial=0) >= low and weight.max(initial=0) <= high
+        )
 
 
-#: In order of preference.
-DOT4: tuple[Dot4, ...] = (
-    Dot4("dot4_u8s8_avx512vnni", 16, "uint8", "avx512vnni", "llvm.x86.avx512.vpdpbusd.512"),
-    Dot4("dot4_u8s8_avxvnni", 8, "uint8", "avxvnni", "llvm.x86.avx512.vpdpbusd.256"),
-    Dot4("dot4_s8s8_dotprod", 4, "int8", "dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8"),
-)
+#: In order of preference; of "madd" and "widen" there is a form for every weight and register width (`dots_of`).
+DOTS: tuple[Dot, ...] = (
+    Dot(
+        "u8s8_avx512vnni", 16, 4, "uint8", "int8", "dot4",
+        ("avx512vnni",), intrinsic="llvm.x86.avx512.vpdpbusd.512", cost=1.0,
+    ),
+    Dot("u8s8_avxvnni", 8, 4, "uint8", "int8", "dot4", ("avxvnni",), intrinsic="llvm.x86.avx512.vpdpbusd.256"),
+    Dot("s8s8_dotprod", 4, 4, "int8", "int8", "dot4", ("dotprod",), intrinsic="llvm.aarch64.neon.sdot.v4i32.v16i8"),
+    Dot(
+        "s8s8_neon", 4, 4, "int8", "int8", "pairs",
+        ("neon",), arch="aarch64", intrinsic="llvm.aarch64.neon.saddlp.v4i32.v8i16", split=2, cost=3.2,
+    ),
+    Dot(
+        "s8s8_neon32", 4, 4, "int8", "int8", "pairs",
+        ("neon",), arch="arm", intrinsic="llvm.arm.neon.vpaddls.v4i32.v8i16", split=2, cost=3.2,
+    ),
+    Dot("s16_avx512", 16, 2, "int16", "", "madd", ("avx512bw",), intrinsic="llvm.x86.avx512.pmaddw.d.512", cost=1.5),
+    Dot("s16_avx2", 8, 2, "int16", "", "madd", ("avx2",), intrinsic="llvm.x86.avx2.pmadd.wd", cost=1.2),
+    Dot("s16_sse2", 4, 2, "int16", "", "madd", arch="x86_64", intrinsic="llvm.x86.sse2.pmadd.wd", cost=1.2),
+    Dot("s16", 0, 2, "int16", "", "widen", split=2, cost=2.4),
+)  # fmt: skip
 
 
-def dot4_of(target: Target) -> Dot4 | None:
-    """Return the best dot product instruction of a target that fills its registers, or None."""
-    lanes = registers(target).lanes
-    return next((dot for dot in DOT4 if dot.feature in target.features and dot.lanes == lanes), None)
+def dots_of(target: Target) -> list[Dot]:
+    """Return the instructions of a target that fill its registers, best first; the last ones take any weights."""
+    lanes, found = registers(target).lanes, []
+    for dot in DOTS:
+        has_all = all(feature in target.features for feature in dot.features)
+        if not has_all or dot.lanes not in (0, lanes) or dot.arch not in ("", target.arch):
+            continue
+        if dot.weight:
+            found.append(dot)
+        else:
+            found += [replace(dot, name=f"{dot.name}{w}_{lanes}", lanes=lanes, weight=w) for w in ("int8", "int16")]
+    return found
 
 
-def _description(dot: Dot4) -> Any:  # noqa: ANN401 - a PrimFunc
-    lanes, data = dot.lanes, dot.data
+def dot_of(target: Target, weight: np.ndarray) -> Dot | None:
+    """Return the best instruction for these weights, or None if they are not whole numbers of at most 9 bits."""
+    return next((dot for dot in dots_of(target) if dot.fits(weight)), None)
+
+
+def _description(dot: Dot) -> Any:  # noqa: ANN401 - a PrimFunc
+    lanes, group, split, data, weight = dot.lanes, dot.group, dot.split, dot.data, dot.weight
+    within = group // split
 
     @T.prim_func(s_tir=True)
     def description(
-        A: T.Buffer((4,), data, offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        A: T.Buffer((group,), data, offset_factor=1),
+        B: T.Buffer((split, lanes, within), weight, offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
+            T.reads(C[0:lanes], A[0:group], B[0:split, 0:lanes, 0:within])
             T.writes(C[0:lanes])
             for i in T.serial(0, lanes):
-                for k in T.serial(0, 4):
+                for k in T.serial(0, group):
                     with T.sblock("update"):
                         vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vk // within, vi, vk % within], "int32")
 
     return description
 
 
-def _implementation(dot: Dot4) -> Any:  # noqa: ANN401 - a PrimFunc
-    """Return the machine form; LLVM types the operands of all these intrinsics as vectors of bytes."""
-    lanes, data, intrinsic = dot.lanes, dot.data, dot.intrinsic
+def _step(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: ANN401 - TIR vectors
+    """Return acc + the dot products; `data(first, count)` loads values, `weight` is a whole register's."""
+    lanes = dot.lanes
+    total = f"int32x{lanes}"
+    if dot.form == "dot4":
+        bytes_ = T.reinterpret(
+            T.broadcast(T.reinterpret(data(0, 4), dtype="int32"), lanes), dtype=f"{dot.data}x{4 * lanes}"
+        )
+        return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), acc, bytes_, weight, dtype=total)
+    if dot.form == "madd":
+        pairs = T.reinterpret(T.broadcast(T.reinterpret(data(0, 2), dtype="int32"), lanes), dtype=f"int16x{2 * lanes}")
+        wide = T.cast(weight, f"int16x{2 * lanes}")
+        return acc + T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), pairs, wide, dtype=total)
+    if dot.form == "pairs":
+        half, products = 2 * lanes, f"int16x{2 * lanes}"
+
+        def product(first: int, part: Any) -> Any:  # noqa: ANN401
+            pair = T.broadcast(T.reinterpret(data(first, 2), dtype="int16"), lanes)
+            return T.cast(T.reinterpret(pair, dtype=f"int8x{half}"), products) * T.cast(part, products)
+
+        low, high = T.vectorlow(f"int8x{half}", weight), T.vectorhigh(f"int8x{half}", weight)
+        both = product(0, low) + product(2, high)
+        return acc + T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), both, dtype=total)
+    one, two = (T.broadcast(T.cast(data(first, 1), "int32"), lanes) for first in (0, 1))
+    first, second = (side(f"{dot.weight}x{lanes}", weight) for side in (T.vectorlow, T.vectorhigh))
+    return acc + one * T.cast(first, total) + two * T.cast(second, total)
+
+
+def _implementation(dot: Dot) -> Any:  # noqa: ANN401 - a PrimFunc
+    """Return the machine form."""
+    lanes, group, split, data, weight = dot.lanes, dot.group, dot.split, dot.data, dot.weight
+    within = group // split
+
+    def load(buffer: Any, first: int, count: int) -> Any:  # noqa: ANN401
+        return buffer.vload([first], dtype=f"{data}x{count}" if count > 1 else data)
+
+    def step(a: Any, b: Any, c: Any) -> Any:  # noqa: ANN401 - buffers
+        packed = b.vload([0, 0, 0], dtype=f"{weight}x{lanes * group}")
+        return _step(dot, lambda first, count: load(a, first, count), packed, c.vload([0], dtype=f"int32x{lanes}"))
 
     @T.prim_func(s_tir=True)
     def implementation(
-        A: T.Buffer((4,), data, offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        A: T.Buffer((group,), data, offset_factor=1),
+        B: T.Buffer((split, lanes, within), weight, offset_factor=1),
         C: T.Buffer((lanes,), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
+            T.reads(C[0:lanes], A[0:group], B[0:split, 0:lanes, 0:within])
             T.writes(C[0:lanes])
-            C[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(intrinsic),
-                C.vload([0], dtype=f"int32x{lanes}"),
-                T.reinterpret(
-                    T.broadcast(T.reinterpret(A.vload([0], f"{data}x4"), dtype="int32"), lanes),
-                    dtype=f"{data}x{4 * lanes}",
-                ),
-                B.vload([0, 0], dtype=f"int8x{4 * lanes}"),
-                dtype=f"int32x{lanes}",
-            )
+            C[T.ramp(T.int32(0), 1, lanes)] = step(A, B, C)
 
     return implementation
 
 
-def intrinsic_name(dot: Dot4) -> str:
+def intrinsic_name(dot: Dot) -> str:
     """Return the name under which schedules tensorize with `dot`, registering it on first use."""
     name = "ingot." + dot.name
     if s_tir.TensorIntrin.get(name, allow_missing=True) is None:
         s_tir.TensorIntrin.register(name, _description(dot), _implementation(dot))
     return name
+
+
+def dot_named(name: str, target: Target) -> Dot:
+    """Return the target's instruction of that name."""
+    return next(dot for dot in dots_of(target) if dot.name == name)

@@ -1,0 +1,132 @@
+"""Layers of whole numbers as integer kernels: part of `select_templates`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax
+
+from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shape_of, uses_of
+from ingot.passes.state import State
+from ingot.passes.template_call import call_template
+from ingot.schedules import conv2d, conv2d_int8
+from ingot.schedules.microkernels import dot_of
+from ingot.schedules.padding import Dequantize
+
+_LINEAR = ("relax.nn.conv2d", "relax.matmul")
+
+
+@dataclass(frozen=True)
+class WholeSum:
+    """A layer whose only reader adds `bias` (or nothing) and casts to int32; `absorbed` are those readers' calls."""
+
+    bias: Any
+    absorbed: tuple[Any, ...]
+
+
+def whole_sums(state: State) -> dict[Any, WholeSum]:
+    """Return the layers of `main` followed by astype(int32), or by add(constant) and astype(int32), by their calls."""
+    function = state.module["main"]
+    constants = {str(param.name) for param in list(function.params)[state.n_inputs :]}
+    uses = uses_of(function)
+    reader: dict[Any, Any] = {}  # variable with one reader -> that reader's binding
+    for binding in bindings_of(function):
+        for arg in binding.value.args if isinstance(binding.value, relax.Call) else ():
+            if isinstance(arg, relax.Var) and uses.get(arg) == 1:
+                reader[arg] = binding
+    found: dict[Any, WholeSum] = {}
+    for binding in bindings_of(function):
+        after = reader.get(binding.var)
+        if op_name(binding.value) not in _LINEAR or after is None:
+            continue
+        bias, absorbed = None, []
+        if op_name(after.value) == "relax.add":
+            left, right = after.value.args
+            bias = right if left.same_as(binding.var) else left
+            if isinstance(bias, relax.Var) and str(bias.name) not in constants:
+                continue
+            absorbed.append(after.value)
+            after = reader.get(after.var)
+        if after is not None and op_name(after.value) == "relax.astype" and dtype_of(after.var) == "int32":
+            found[binding.value] = WholeSum(bias, (*absorbed, after.value))
+    return found
+
+
+def window_of(call: Any, args: list[Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Return what all workloads of a conv2d have in common."""
+    attrs, (batch, height, width, _) = call.attrs, shape_of(args[0])
+    return {
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "kernel": shape_of(args[1])[1:3],
+        "strides": tuple(int(v) for v in attrs.strides),
+        "padding": tuple(int(v) for v in attrs.padding),
+        "dilation": tuple(int(v) for v in attrs.dilation),
+        "dtype": dtype_of(call),
+    }
+
+
+def stored_of(rewriter: Rewriter, data: Any) -> tuple[Any, Dequantize | None]:  # noqa: ANN401
+    """Return the tensor to read and, if it is the operand of a per-tensor dequantize, how to convert it."""
+    value = rewriter.value_of(data)
+    if op_name(value) != "relax.dequantize" or dtype_of(value) != "float32":
+        return data, None
+    scale, zero_point = rewriter.weight(value.args[1]), rewriter.weight(value.args[2])
+    stored = dtype_of(value.args[0])
+    if scale is None or zero_point is None or stored not in ("int8", "uint8"):
+        return data, None
+    if scale.size != 1 or zero_point.size != 1:
+        return data, None
+    return value.args[0], Dequantize(stored, float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0]))
+
+
+class IntegerLayers:
+    """Makes integer kernels of the convolutions and matrix products of one program that read whole numbers.
+
+    A layer whose sums the model wants as int32 takes its bias and the cast with it: those calls are then `absorbed`.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.target = state.target
+        self.sums = whole_sums(state)
+        self.absorbed: set[Any] = set()
+
+    def select(self, rewriter: Rewriter, call: Any, args: list[Any]) -> tuple[Any, int] | None:  # noqa: ANN401
+        """Return the kernel's call and its multiply-accumulates, or None for what is no such layer.
+
+        The result is int32 if the model casts it to that, else float32.
+        """
+        if op_name(call) not in _LINEAR:
+            return None
+        weight = rewriter.weight(args[1])
+        data, convert = stored_of(rewriter, args[0])
+        if weight is None or convert is None or convert.scale != 1.0:
+            return None
+        matrix = op_name(call) == "relax.matmul"
+        if (matrix and weight.ndim != 2) or (not matrix and int(call.attrs.groups) != 1):
+            return None
+        ohwi = weight.T.reshape(weight.shape[1], 1, 1, weight.shape[0]) if matrix else weight
+        dot = dot_of(self.target, ohwi)
+        if dot is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
+            return None
+        chain = self.sums.get(call)
+        bias = None if chain is None or chain.bias is None else rewriter.weight(rewriter.new(chain.bias))
+        out_dtype = "float32" if chain is None else "int32"
+        if matrix:
+            product = conv2d.MatmulWorkload(shape_of(args[0])[:-1], weight.shape[0], weight.shape[1], dtype_of(call))
+            config = conv2d_int8.matmul_config(product, self.target, dot)
+            tensors, macs = conv2d_int8.compute_matmul(product, config, convert, dot, out_dtype), product.macs
+        else:
+            window = window_of(call, args)
+            workload = conv2d.Conv2DWorkload(in_channels=weight.shape[3], out_channels=weight.shape[0], **window)
+            config = conv2d_int8.default_config(workload, self.target, dot)
+            tensors, macs = conv2d_int8.compute(workload, config, convert, dot, out_dtype), workload.macs
+        base = str(getattr(args[1], "name", "weight"))
+        packed = rewriter.add_weight(f"{base}_packed", conv2d_int8.pack_weight(ohwi, config.block, dot))
+        constant = rewriter.add_weight(f"{base}_correction", conv2d_int8.correction(ohwi, convert, dot, bias))
+        self.absorbed.update(chain.absorbed if chain is not None else ())
+        ty = relax.TensorType(shape_of(call), out_dtype)
+        name = "matmul_int8" if matrix else "conv2d_int8"
+        return call_template(rewriter, name, tensors, [data, packed, constant], ty), macs

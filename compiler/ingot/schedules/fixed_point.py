@@ -1,0 +1,93 @@
+"""The rounding doubling high multiply, (x * m + 2^30) >> 31 on int32: one operator in TIR, a few instructions on a CPU.
+
+In 64-bit arithmetic by definition (`frontend.fixed_point.high_multiply`), which compilers turn into unpacking, twice
+the multiplications they need, and packing. So templates write an operator of its own, loops over it are vectorised
+like any other, and code generation chooses the form (`lower`):
+
+- AArch64 and 32-bit ARM with NEON: one sqrdmulh / vqrdmulh. It differs from the definition only for x = m = -2^31.
+- Other vector units: the products of even and odd lanes apart, each in a 64-bit lane, as x86's pmuldq makes them.
+- Scalars: the definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm_ffi
+from tvm import ir, tirx
+from tvm.ir import Op, register_op_attr
+from tvm.ir import _ffi_api as tvm_ir
+from tvm.script import tirx as T  # noqa: N812 - the name TVM's script parser knows
+
+from ingot.frontend.fixed_point import high_multiply
+from ingot.target import Target
+
+_NAME = "tirx.ingot_high_multiply"
+_PURE = 1
+
+
+def _register() -> None:
+    if _NAME not in [str(name) for name in Op.list_op_names()]:
+        tvm_ir.RegisterOp(_NAME, "(x * m + 2^30) >> 31")
+        register_op_attr(_NAME, "TCallEffectKind", _PURE)
+        register_op_attr(_NAME, "TVectorizable", True)
+        register_op_attr(_NAME, "TScriptPrinterName", "ingot_high_multiply")
+
+
+_register()
+
+
+def multiply(x: Any, multiplier: Any) -> Any:  # noqa: ANN401 - TIR expressions
+    """Return the operator on int32 scalars; `multiplier` is not negative."""
+    return tirx.call_intrin("int32", _NAME, x, multiplier)
+
+
+def lower(function: Any, target: Target) -> Any:  # noqa: ANN401 - a lowered, vectorised PrimFunc
+    """Replace the operator by what the target computes best."""
+    neon = {"aarch64": "llvm.aarch64.neon.sqrdmulh.v4i32", "arm": "llvm.arm.neon.vqrdmulh.v4i32"}
+    intrinsic = neon.get(target.arch, "") if "neon" in target.features else ""
+
+    def call(expr: Any) -> Any:  # noqa: ANN401
+        if str(getattr(expr.op, "name", "")) != _NAME:
+            return expr
+        x, multiplier = expr.args
+        lanes = int(expr.ty.dtype.lanes)
+        if lanes < 4:
+            return high_multiply(x, multiplier) if lanes == 1 else _in_64_bits(x, multiplier, lanes)
+        return _on_neon(x, multiplier, lanes, intrinsic) if intrinsic else _by_halves(x, multiplier, lanes)
+
+    return tvm_ffi.structural_map(function, [(ir.Call, call)])
+
+
+def _in_64_bits(x: Any, m: Any, lanes: int) -> Any:  # noqa: ANN401
+    """Return the definition on vectors."""
+    wide = f"int64x{lanes}"
+    half, by = (tirx.Broadcast(tirx.const(v, "int64"), lanes) for v in (1 << 30, 31))
+    return tirx.shift_right(x.astype(wide) * m.astype(wide) + half, by).astype(f"int32x{lanes}")
+
+
+def _on_neon(x: Any, m: Any, lanes: int, intrinsic: str) -> Any:  # noqa: ANN401
+    """Return one instruction for each register of four."""
+    if lanes == 4:
+        return tirx.call_llvm_pure_intrin("int32x4", intrinsic, x, m)
+    half = lanes // 2
+    parts = []
+    for side in (T.vectorlow, T.vectorhigh):
+        parts.append(_on_neon(side(f"int32x{half}", x), side(f"int32x{half}", m), half, intrinsic))
+    return T.vectorcombine(f"int32x{lanes}", *parts)
+
+
+def _by_halves(x: Any, m: Any, lanes: int) -> Any:  # noqa: ANN401
+    """Return even and odd lanes multiplied in 64-bit lanes (little-endian: the even lane is the low half)."""
+    wide = f"int64x{lanes // 2}"
+
+    def number(value: int) -> Any:  # noqa: ANN401
+        return tirx.Broadcast(tirx.const(value, "int64"), lanes // 2)
+
+    x64, m64, by = tirx.reinterpret(wide, x), tirx.reinterpret(wide, m), number(32)
+    even = tirx.shift_right(tirx.shift_left(x64, by), by) * tirx.shift_right(tirx.shift_left(m64, by), by)
+    odd = tirx.shift_right(x64, by) * tirx.shift_right(m64, by)
+    half, low = number(1 << 30), number(0xFFFFFFFF)
+    low_half = tirx.bitwise_and(tirx.shift_right(even + half, number(31)), low)
+    high_half = tirx.bitwise_and(tirx.shift_left(odd + half, number(1)), tirx.bitwise_not(low))
+    return tirx.reinterpret(f"int32x{lanes}", tirx.bitwise_or(low_half, high_half))
