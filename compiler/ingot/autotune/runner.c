@@ -226,7 +226,7 @@ typedef struct bench {
 } bench;
 
 static rt_frame frame_of(const bench *b, const state *s) {
-    return (rt_frame){s->weights, s->arena, b->inputs, b->outputs, &pool};
+    return (rt_frame){.weights = s->weights, .arena = s->arena, .inputs = b->inputs, .outputs = b->outputs, .pool = &pool};
 }
 
 /* One run as in a model: weights and old tensors far away, the first input just written. */
