@@ -40,13 +40,15 @@ class Kernel:
     """A function in the kernels' object: `void symbol(T0 *, ..., int32_t begin, int32_t end)`.
 
     `extent` is the number of independent parallel iterations; 1 means the kernel runs on one thread. `grain` is the
-    fewest iterations worth giving to a thread.
+    fewest iterations worth giving to a thread. Of a recurrent kernel the extent is `rounds` equal parts, each of which
+    runs when the one before it is done.
     """
 
     symbol: str
     params: tuple[Param, ...]
     extent: int
     grain: int = 1
+    rounds: int = 1
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ class _Checker:
                 raise _invalid(f"a kernel's symbol must start with '{self.prefix}'", kernel.symbol)
             if not 0 <= kernel.extent <= _INT32_MAX or not 1 <= kernel.grain <= _INT32_MAX:
                 raise _invalid("extent or grain out of range", f"{kernel.symbol}: {kernel.extent}, {kernel.grain}")
+            if kernel.rounds < 1 or kernel.extent % kernel.rounds:
+                raise _invalid("rounds do not divide the extent", f"{kernel.symbol}: {kernel.extent}, {kernel.rounds}")
             if len(kernel.params) != len(step.args):
                 raise _invalid("wrong number of arguments", f"{step.label}: {len(step.args)} of {len(kernel.params)}")
             for param, argument in zip(kernel.params, step.args, strict=True):
@@ -147,7 +149,13 @@ def forward_source(program: Program, name: str = "rt_forward", steps: str = "ste
     lines = []
     for index, step in enumerate(program.steps):
         if isinstance(step, Step):
-            lines.append(f"    ingot_parallel(frame, {steps}{index}, {step.kernel.extent}, {step.kernel.grain});")
+            extent, grain, rounds = step.kernel.extent, step.kernel.grain, step.kernel.rounds
+            if rounds == 1:
+                lines.append(f"    ingot_parallel(frame, {steps}{index}, 0, {extent}, {grain});")
+            else:
+                part = extent // rounds
+                lines.append(f"    for (int32_t begin = 0; begin < {extent}; begin += {part})")
+                lines.append(f"        ingot_parallel(frame, {steps}{index}, begin, begin + {part}, {grain});")
         elif step.bytes:
             destination = _pointer(step.destination, "uint8", readonly=False)
             source = _pointer(step.source, "uint8", readonly=True)

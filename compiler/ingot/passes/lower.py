@@ -14,6 +14,7 @@ from ingot.errors import CompilerError
 from ingot.passes.rewriter import bindings_of, dtype_of, op_name, outputs_of, shape_of
 from ingot.passes.state import State
 from ingot.schedules.apply import schedule_function
+from ingot.schedules.recurrent import ROUNDS
 from ingot.schedules.vector import DTYPE_BYTES
 from ingot.schedules.winograd_nests import WORKSPACE
 
@@ -42,6 +43,7 @@ class RawKernel:
     dtypes: tuple[str, ...]
     readonly: tuple[bool, ...]
     extent: int
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,13 @@ def lower(state: State) -> State:
 
 @dataclass(frozen=True)
 class _Nest:
-    """One top-level loop nest: its statement, the buffers it reads and writes, its parallel extent."""
+    """One top-level loop nest: its statement, the buffers it reads and writes, its parallel extent and rounds."""
 
     statement: Any
     buffers: tuple[Any, ...]
     written: frozenset[int]
     extent: int
+    rounds: int
 
 
 class _Lowering:
@@ -217,7 +220,9 @@ class _Lowering:
             if kernel is None:
                 dtypes = tuple(str(buffer.dtype) for buffer in nest.buffers)
                 readonly = tuple(j not in nest.written for j in range(len(nest.buffers)))
-                kernel = RawKernel(symbol, raw.with_attr("global_symbol", symbol), dtypes, readonly, nest.extent)
+                kernel = RawKernel(
+                    symbol, raw.with_attr("global_symbol", symbol), dtypes, readonly, nest.extent, nest.rounds
+                )
                 self.kernels.append(kernel)
             result.append((kernel, nest.buffers, nest.written))
         return result
@@ -255,10 +260,12 @@ def split_nests(function: Any) -> list[_Nest]:  # noqa: ANN401
         private = [b for b in root.alloc_buffers if (b in reads or b in writes) and b not in elsewhere]
         written = frozenset(k for k, b in enumerate(shared) if b in writes)
         loop = statement
-        extent = int(loop.extent) if isinstance(loop, tirx.For) and loop.kind == tirx.ForKind.PARALLEL else 1
+        parallel = isinstance(loop, tirx.For) and loop.kind == tirx.ForKind.PARALLEL
+        extent = int(loop.extent) if parallel else 1
+        rounds = int(loop.annotations.get(ROUNDS, 1)) if parallel else 1
         block = s_tir.SBlock([], [], [], "root", statement, None, private)
         realize = s_tir.SBlockRealize([], tirx.const(True, "bool"), block)
-        nests.append(_Nest(realize, tuple(shared), written, extent))
+        nests.append(_Nest(realize, tuple(shared), written, extent, rounds))
     return nests
 
 

@@ -16,6 +16,7 @@ from ingot.passes.plan_memory import plan_memory
 from ingot.passes.recognise import recognise
 from ingot.passes.select_attention import select_attention
 from ingot.passes.select_products import select_products
+from ingot.passes.select_recurrent import select_recurrent
 from ingot.passes.select_rows import select_rows
 from ingot.passes.select_templates import select_templates
 from ingot.passes.simplify import simplify
@@ -47,6 +48,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("select_attention", select_attention, requires=("nhwc", "constants_folded")),
     Pass("select_products", select_products, requires=("nhwc", "constants_folded")),
     Pass("select_rows", select_rows, requires=("nhwc", "constants_folded")),
+    Pass("select_recurrent", select_recurrent, requires=("nhwc", "constants_folded")),
     Pass("fuse", fuse, requires=("packed_weights",), ensures=("only_kernels",)),
     Pass("lower", lower, requires=("only_kernels",), ensures=("defined_before_use", "all_outputs_written")),
     Pass("plan_memory", plan_memory, requires=("defined_before_use", "all_outputs_written"), ensures=("no_overlap",)),

@@ -193,6 +193,7 @@ def plan_memory(state: State) -> State:
             tuple(Param(dtype, readonly) for dtype, readonly in zip(raw.dtypes, raw.readonly, strict=True)),
             raw.extent,
             grain(raw.function, raw.extent, state.target),
+            raw.rounds,
         )
         for raw in lowered.kernels
     }

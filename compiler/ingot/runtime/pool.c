@@ -74,8 +74,8 @@ static void rt_gate_wake(rt_gate *gate) {
 /* ---- jobs --------------------------------------------------------------------------------------------------- */
 
 static void rt_pool_part(const rt_pool *pool, int32_t part) {
-    int32_t begin = (int32_t)((int64_t)pool->extent * part / pool->parts);
-    int32_t end = (int32_t)((int64_t)pool->extent * (part + 1) / pool->parts);
+    int32_t begin = pool->begin + (int32_t)((int64_t)pool->extent * part / pool->parts);
+    int32_t end = pool->begin + (int32_t)((int64_t)pool->extent * (part + 1) / pool->parts);
     pool->step(pool->frame, begin, end);
 }
 
@@ -97,16 +97,17 @@ static void rt_pool_open(rt_pool *pool, int32_t workers) {
     }
 }
 
-static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t extent, int32_t grain) {
+static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t begin, int32_t end, int32_t grain) {
     rt_pool *pool = frame->pool;
-    int32_t parts = extent / grain;
+    int32_t extent = end - begin, parts = extent / grain;
     if (parts > pool->threads) parts = pool->threads;
     if (parts < 2) {
-        step(frame, 0, extent);
+        step(frame, begin, end);
         return;
     }
     pool->step = step;
     pool->frame = frame;
+    pool->begin = begin;
     pool->extent = extent;
     pool->parts = parts;
     atomic_store(&pool->done.value, (unsigned)parts - 1);

@@ -48,10 +48,10 @@ typedef struct rt_frame {
 /* One kernel call: computes the parallel iterations [begin, end). */
 typedef void rt_step(const rt_frame *frame, int32_t begin, int32_t end);
 
-/* Runs step over [0, extent), in parallel where each thread gets at least `grain` iterations. (Inlined at every step it
+/* Runs step over [begin, end), in parallel where each thread gets at least `grain` iterations. (Inlined at every step it
  * would be most of a large model's code.) */
-__attribute__((noinline)) static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t extent,
-                                                     int32_t grain);
+__attribute__((noinline)) static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t begin,
+                                                     int32_t end, int32_t grain);
 
 /* A value one thread waits for: it spins for a moment, then sleeps. */
 typedef struct rt_gate {
@@ -77,6 +77,7 @@ typedef struct rt_pool {
     /* The job: written by the caller before it opens the gates, read by the workers that take part. */
     rt_step *step;
     const rt_frame *frame;
+    int32_t begin;
     int32_t extent;
     int32_t parts;
     _Alignas(RT_LINE) rt_gate done; /* its value counts the workers still busy */

@@ -21,63 +21,32 @@ from tvm import ir, s_tir, tirx
 from ingot.schedules import generic
 from ingot.schedules.conv2d import Conv2DWorkload, uses_lanes
 from ingot.schedules.lanes import lane_of
+from ingot.schedules.statements import (
+    Body,
+    Expr,
+    Stmt,
+    float_buffer,
+    integer,
+    lanes_of,
+    loop_over,
+    named,
+    realized,
+    unrolled,
+    whole,
+    with_buffers,
+)
 from ingot.schedules.vector import annotate_block, lanes_for, registers
 from ingot.schedules.winograd import Tiling, WinogradConfig, matrices
 from ingot.target import Target
-
-Expr = Any  # TVM ships no types: an expression, a statement or a buffer
-Stmt = Any
-Body = Callable[..., Stmt]
 
 #: The annotation of a scheduled function's root that names buffers of the arena used in one nest only.
 WORKSPACE = "ingot.workspace"
 _STORE_ROW, _STORE_COLUMN = "store_row", "store_column"
 
 
-# -- building statements -----------------------------------------------------------------------------------------------
-
-
-def _int(value: int) -> Expr:
-    return tirx.const(value, "int64")
-
-
-def _loop(extent: int, body: Body, name: str, kind: Any = tirx.ForKind.SERIAL) -> Stmt:  # noqa: ANN401
-    if extent == 1 and kind != tirx.ForKind.PARALLEL:
-        return body(_int(0))
-    var = tirx.Var(name, "int64")
-    return tirx.For(var, _int(0), _int(extent), kind, body(var))
-
-
-def _unrolled(extent: int, body: Body, name: str) -> Stmt:
-    return _loop(extent, body, name, tirx.ForKind.UNROLLED)
-
-
-def _lanes(count: int, body: Body) -> Stmt:
-    return _loop(count, body, "lane", tirx.ForKind.VECTORIZED)
-
-
-def _named(values: Mapping[str, Expr], body: Body) -> Stmt:
-    """Return the statement `body` makes of the values bound to names: what is made of short names simplifies fast."""
-    names = [tirx.Var(name, "int64") for name in values]
-    return tirx.SeqStmt([*(tirx.Bind(n, v) for n, v in zip(names, values.values(), strict=True)), body(*names)])
-
-
-def _with(buffers: list[Expr], body: Stmt, name: str) -> Stmt:
-    """Return `body` with buffers of its own."""
-    return _realize(s_tir.SBlock([], [], [], name, body, None, buffers))
-
-
-def _realize(block: Stmt) -> Stmt:
-    return s_tir.SBlockRealize([], tirx.const(True, "bool"), block)
-
-
-def _buffer(shape: Sequence[int], name: str) -> Expr:
-    return tirx.decl_buffer([_int(d) for d in shape], "float32", name, layout=None)
-
-
 def _span(first: Expr, lanes: int) -> Expr:
     """Return the indices first, first + 1, ... of one vector."""
-    return tirx.Ramp(first, _int(1), lanes) if lanes > 1 else first
+    return tirx.Ramp(first, integer(1), lanes) if lanes > 1 else first
 
 
 class _Vectors:
@@ -180,7 +149,7 @@ def _transform(tiling: Tiling, data: Expr, patches: Expr, where: tuple[Expr, Exp
     block, slot, row = where
     tile = block * config.tiles + row
     # Tiles that fill the last block are copies of the last one: whatever they hold is not stored.
-    last = _int(tiling.total - 1)
+    last = integer(tiling.total - 1)
     n, y0, x0 = _place(tiling, tirx.min(tile, last) if tiling.total % config.tiles else tile)
     lanes = lanes_for(target, w.dtype, w.in_channels)
 
@@ -190,7 +159,7 @@ def _transform(tiling: Tiling, data: Expr, patches: Expr, where: tuple[Expr, Exp
 
         def channels(vector: Expr) -> Stmt:
             emit, first = _Vectors(lanes), vector * lanes
-            copy = _buffer((edge, edge, lanes), "patch")
+            copy = float_buffer((edge, edge, lanes), "patch")
 
             def fill(guarded: bool) -> Stmt:
                 def element(i: Expr, j: Expr) -> Stmt:
@@ -199,22 +168,22 @@ def _transform(tiling: Tiling, data: Expr, patches: Expr, where: tuple[Expr, Exp
                     if guarded:
                         within = tirx.all(y >= 0, y < w.height, x >= 0, x < w.width)
                         value = tirx.if_then_else(within, value, tirx.const(0.0, emit.dtype))
-                    return tirx.BufferStore(copy, value, [i, j, _span(_int(0), lanes)])
+                    return tirx.BufferStore(copy, value, [i, j, _span(integer(0), lanes)])
 
-                return _loop(edge, lambda i: _loop(edge, lambda j: element(i, j), "j"), "i")
+                return loop_over(edge, lambda i: loop_over(edge, lambda j: element(i, j), "j"), "i")
 
             # Only the elements of patches at the border are compared with it one by one.
             emit.statements.append(tirx.IfThenElse(inside, fill(guarded=False), fill(guarded=True)))
-            image = [[emit.load(copy, _int(i), _int(j), _int(0)) for j in range(edge)] for i in range(edge)]
+            image = [[emit.load(copy, integer(i), integer(j), integer(0)) for j in range(edge)] for i in range(edge)]
             result = _both_sides(matrices(config.size)[2], image, emit.by_rows)
             for i in range(edge):
                 for j in range(edge):
-                    emit.store(result[i][j], patches, slot, _int(i * edge + j), row, first)
-            return _with([copy], tirx.SeqStmt(emit.statements), "patch")
+                    emit.store(result[i][j], patches, slot, integer(i * edge + j), row, first)
+            return with_buffers([copy], tirx.SeqStmt(emit.statements), "patch")
 
-        return _loop(w.in_channels // lanes, channels, "c")
+        return loop_over(w.in_channels // lanes, channels, "c")
 
-    return _named({"n": n, "top": y0 - w.padding[0], "left": x0 - w.padding[1]}, patch)
+    return named({"n": n, "top": y0 - w.padding[0], "left": x0 - w.padding[1]}, patch)
 
 
 def _product(tiling: Tiling, tensors: tuple[Expr, Expr, Expr], at: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
@@ -224,13 +193,13 @@ def _product(tiling: Tiling, tensors: tuple[Expr, Expr, Expr], at: tuple[Expr, E
     slot, block, position = at
     width, by_lane = registers(target).lanes, uses_lanes(target, config.unroll)
     vectors = config.block // width
-    acc = _buffer((config.tiles, vectors, width), "acc")
+    acc = float_buffer((config.tiles, vectors, width), "acc")
 
     def each(body: Body) -> Stmt:
         def row(t: Expr) -> Stmt:
-            return _unrolled(vectors, lambda k: _lanes(width, lambda lane: body(t, k, lane)), "v")
+            return unrolled(vectors, lambda k: lanes_of(width, lambda lane: body(t, k, lane)), "v")
 
-        return _unrolled(config.tiles, row, "t")
+        return unrolled(config.tiles, row, "t")
 
     def step(first: Expr, c: Expr) -> Stmt:
         def add(t: Expr, k: Expr, lane: Expr) -> Stmt:
@@ -247,10 +216,12 @@ def _product(tiling: Tiling, tensors: tuple[Expr, Expr, Expr], at: tuple[Expr, E
         return tirx.BufferStore(products, tirx.BufferLoad(acc, [t, k, lane]), [position, t, k * width + lane])
 
     def steps(outer: Expr) -> Stmt:
-        return _unrolled(config.unroll, lambda c: step(outer * config.unroll, c), "ci")
+        return unrolled(config.unroll, lambda c: step(outer * config.unroll, c), "ci")
 
     zero = each(lambda t, k, lane: tirx.BufferStore(acc, tirx.const(0.0, "float32"), [t, k, lane]))
-    return _with([acc], tirx.SeqStmt([zero, _loop(w.in_channels // config.unroll, steps, "co"), each(keep)]), "product")
+    return with_buffers(
+        [acc], tirx.SeqStmt([zero, loop_over(w.in_channels // config.unroll, steps, "co"), each(keep)]), "product"
+    )
 
 
 def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
@@ -265,12 +236,12 @@ def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr,
         def channels(vector: Expr) -> Stmt:
             emit, first = _Vectors(lanes), vector * lanes
             channel = channel_block * config.block + first
-            image = [[emit.load(products, _int(i * edge + j), row, first) for j in range(edge)] for i in range(edge)]
+            image = [[emit.load(products, integer(i * edge + j), row, first) for j in range(edge)] for i in range(edge)]
             result = _both_sides(matrices(size)[0], image, emit.by_columns)
-            local = _buffer((size, size, lanes), "tile")
+            local = float_buffer((size, size, lanes), "tile")
             for i in range(size):
                 for j in range(size):
-                    emit.store(result[i][j], local, _int(i), _int(j), _int(0))
+                    emit.store(result[i][j], local, integer(i), integer(j), integer(0))
 
             def store(i: Expr, j: Expr) -> Stmt:
                 def element(lane: Expr) -> Stmt:
@@ -280,16 +251,16 @@ def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr,
                 # The last tile of a row or column may hold positions outside the output.
                 conditions = [tirx.any(i < w.out_height % size, y0 + i < w.out_height)] if w.out_height % size else []
                 conditions += [tirx.any(j < w.out_width % size, x0 + j < w.out_width)] if w.out_width % size else []
-                body = _lanes(lanes, element)
+                body = lanes_of(lanes, element)
                 return tirx.IfThenElse(tirx.all(*conditions), body, None) if conditions else body
 
-            stores = _unrolled(size, lambda i: _unrolled(size, lambda j: store(i, j), _STORE_COLUMN), _STORE_ROW)
-            body = _with([local], tirx.SeqStmt([*emit.statements, stores]), "inverse")
+            stores = unrolled(size, lambda i: unrolled(size, lambda j: store(i, j), _STORE_COLUMN), _STORE_ROW)
+            body = with_buffers([local], tirx.SeqStmt([*emit.statements, stores]), "inverse")
             return tirx.IfThenElse(channel < w.out_channels, body, None) if w.out_channels % config.block else body
 
-        return _loop(config.block // lanes, channels, "c")
+        return loop_over(config.block // lanes, channels, "c")
 
-    body = _named({"n": n, "y0": y0, "x0": x0}, outputs)
+    body = named({"n": n, "y0": y0, "x0": x0}, outputs)
     return tirx.IfThenElse(tile < tiling.total, body, None) if tiling.total % config.tiles else body
 
 
@@ -303,12 +274,12 @@ def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) 
     """
     w, tiling = workload, Tiling(workload, config)
     out_shape = (w.batch, w.out_height, w.out_width, w.out_channels)
-    data = _buffer((w.batch, w.height, w.width, w.in_channels), "data")
-    weights = _buffer((tiling.channel_blocks, config.positions, w.in_channels, config.block), "weight")
+    data = float_buffer((w.batch, w.height, w.width, w.in_channels), "data")
+    weights = float_buffer((tiling.channel_blocks, config.positions, w.in_channels, config.block), "weight")
     slots = 1 if tiling.on_stack else config.parts or tiling.tile_blocks
-    patches = _buffer((slots, config.positions, config.tiles, w.in_channels), "patches")
-    conv, out = _buffer(out_shape, "winograd"), _buffer(out_shape, "conv_out")
-    products = _buffer((config.positions, config.tiles, config.block), "products")
+    patches = float_buffer((slots, config.positions, config.tiles, w.in_channels), "patches")
+    conv, out = float_buffer(out_shape, "winograd"), float_buffer(out_shape, "conv_out")
+    products = float_buffer((config.positions, config.tiles, config.block), "products")
 
     def multiply(tile_block: Expr, channel_block: Expr, slot: Expr) -> Stmt:
         def product(position: Expr) -> Stmt:
@@ -317,8 +288,8 @@ def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) 
         def inverse(row: Expr) -> Stmt:
             return _inverse(tiling, products, conv, (tile_block, channel_block, row), target)
 
-        phases = [_loop(config.positions, product, "position"), _loop(config.tiles, inverse, "row")]
-        return _with([products], tirx.SeqStmt(phases), "task")
+        phases = [loop_over(config.positions, product, "position"), loop_over(config.tiles, inverse, "row")]
+        return with_buffers([products], tirx.SeqStmt(phases), "task")
 
     if config.parts:
         nests = [_one_nest(tiling, data, patches, multiply, target)]
@@ -330,7 +301,7 @@ def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) 
     writes = [conv, *temporary] if config.parts else [conv]
     nests[-1] = _nest(reads, writes, "winograd", nests[-1], annotate_block("winograd", "winograd", config))
     root = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*nests, _copy(conv, out)]), None, [conv, *temporary])
-    return tirx.PrimFunc([data, weights, out], _realize(root)).with_attr("s_tir", True)
+    return tirx.PrimFunc([data, weights, out], realized(root)).with_attr("s_tir", True)
 
 
 def _one_nest(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target: Target) -> Stmt:
@@ -341,21 +312,21 @@ def _one_nest(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target:
         def transform(row: Expr) -> Stmt:
             return _transform(tiling, data, patches, (tile_block, slot, row), target)
 
-        channels = _loop(tiling.channel_blocks, lambda cb: multiply(tile_block, cb, slot), "cb")
-        return tirx.SeqStmt([_loop(config.tiles, transform, "row"), channels])
+        channels = loop_over(tiling.channel_blocks, lambda cb: multiply(tile_block, cb, slot), "cb")
+        return tirx.SeqStmt([loop_over(config.tiles, transform, "row"), channels])
 
     def part(index: Expr) -> Stmt:
         if tiling.on_stack:
-            return _with([patches], block(index, _int(0)), "part")
+            return with_buffers([patches], block(index, integer(0)), "part")
         begin, end = (tirx.floordiv((index + k) * tiling.tile_blocks, parts) for k in (0, 1))
 
         def blocks(begin: Expr, count: Expr) -> Stmt:
             var = tirx.Var("tb", "int64")
             return tirx.For(var, begin, count, tirx.ForKind.SERIAL, block(var, index))
 
-        return _named({"begin": begin, "count": end - begin}, blocks)
+        return named({"begin": begin, "count": end - begin}, blocks)
 
-    return _loop(parts, part, "task", tirx.ForKind.PARALLEL)
+    return loop_over(parts, part, "task", tirx.ForKind.PARALLEL)
 
 
 def _two_nests(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target: Target) -> tuple[Stmt, Stmt]:
@@ -364,27 +335,25 @@ def _two_nests(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target
 
     def tile(index: Expr) -> Stmt:
         names = {"tb": tirx.floordiv(index, config.tiles), "row": tirx.floormod(index, config.tiles)}
-        return _named(names, lambda tb, row: _transform(tiling, data, patches, (tb, tb, row), target))
+        return named(names, lambda tb, row: _transform(tiling, data, patches, (tb, tb, row), target))
 
     def task(index: Expr) -> Stmt:
         inner = tiling.tile_blocks if tiling.channels_first else tiling.channel_blocks
         outer, rest = tirx.floordiv(index, inner), tirx.floormod(index, inner)
         tb, cb = (rest, outer) if tiling.channels_first else (outer, rest)
-        return _named({"tb": tb, "cb": cb}, lambda tb, cb: multiply(tb, cb, tb))
+        return named({"tb": tb, "cb": cb}, lambda tb, cb: multiply(tb, cb, tb))
 
     tasks = tiling.tile_blocks * tiling.channel_blocks
     parallel = tirx.ForKind.PARALLEL
-    return _loop(tiling.tile_blocks * config.tiles, tile, "task", parallel), _loop(tasks, task, "task", parallel)
-
-
-def _whole(buffer: Expr) -> Expr:
-    return tirx.BufferRegion(buffer, [ir.Range.from_min_extent(_int(0), d) for d in buffer.shape])
+    return loop_over(tiling.tile_blocks * config.tiles, tile, "task", parallel), loop_over(
+        tasks, task, "task", parallel
+    )
 
 
 def _nest(reads: list[Expr], writes: list[Expr], name: str, body: Stmt, notes: Mapping[str, str] | None = None) -> Stmt:
     """Return a block around a loop nest, which `finish` will take out of it."""
-    regions = [[_whole(buffer) for buffer in group] for group in (reads, writes)]
-    return _realize(s_tir.SBlock([], *regions, name, body, None, [], [], dict(notes or {})))
+    regions = [[whole(buffer) for buffer in group] for group in (reads, writes)]
+    return realized(s_tir.SBlock([], *regions, name, body, None, [], [], dict(notes or {})))
 
 
 def _copy(source: Expr, destination: Expr) -> Stmt:
@@ -392,15 +361,15 @@ def _copy(source: Expr, destination: Expr) -> Stmt:
     shape = list(source.shape)
     loops = [tirx.Var(f"i{k}", "int64") for k in range(len(shape))]
     axes = [tirx.Var(f"v{k}", "int64") for k in range(len(shape))]
-    domains = [ir.Range.from_min_extent(_int(0), d) for d in shape]
+    domains = [ir.Range.from_min_extent(integer(0), d) for d in shape]
     iters = [tirx.IterVar(d, v, tirx.IterVar.DataPar) for d, v in zip(domains, axes, strict=True)]
-    points = [ir.Range.from_min_extent(v, _int(1)) for v in axes]
+    points = [ir.Range.from_min_extent(v, integer(1)) for v in axes]
     regions = [[tirx.BufferRegion(buffer, points)] for buffer in (source, destination)]
     store = tirx.BufferStore(destination, tirx.BufferLoad(source, axes), axes)
     block = s_tir.SBlock(iters, *regions, str(destination.name), store)
     statement: Stmt = s_tir.SBlockRealize(loops, tirx.const(True, "bool"), block)
     for loop, extent in reversed(list(zip(loops, shape, strict=True))):
-        statement = tirx.For(loop, _int(0), extent, tirx.ForKind.SERIAL, statement)
+        statement = tirx.For(loop, integer(0), extent, tirx.ForKind.SERIAL, statement)
     return statement
 
 
@@ -432,7 +401,7 @@ def finish(function: Any, anchor: str, config: WinogradConfig, target: Target) -
     nests = [_turn_inside_out(item) if _is_nest(item) else item for item in statements]
     body = nests[0] if len(nests) == 1 else tirx.SeqStmt(nests)
     block = s_tir.SBlock([], [], [], "root", body, None, buffers, [], {WORKSPACE: workspace})
-    return function.with_body(_realize(block))
+    return function.with_body(realized(block))
 
 
 def _is_nest(statement: Stmt) -> bool:
@@ -447,7 +416,7 @@ def _turn_inside_out(realize: Stmt) -> Stmt:
     """Return the nest's parallel loop around its block: lowering expects a loop over tasks outermost."""
     block, loop = realize.block, realize.block.body
     inner = s_tir.SBlock([], block.reads, block.writes, block.name_hint, loop.body)
-    return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, _realize(inner))
+    return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, realized(inner))
 
 
 def _elementwise(statement: Stmt, conv: Expr) -> Stmt | None:
@@ -497,10 +466,10 @@ def _with_epilogue(realize: Stmt, conv: Expr, last: Stmt) -> Stmt:
     body = tvm_ffi.structural_map(nest.body, [(tirx.BufferStore, store)])
     if generic.is_expensive(last):  # much code: once is enough
         body = tvm_ffi.structural_map(body, [(tirx.For, loop)])
-    reads = [*nest.reads, *(_whole(region.source) for region in last.reads if not region.source.same_as(conv))]
+    reads = [*nest.reads, *(whole(region.source) for region in last.reads if not region.source.same_as(conv))]
     kept = [region for region in nest.writes if not region.source.same_as(conv)]
-    writes = [*(_whole(region.source) for region in last.writes), *kept]
-    return _realize(s_tir.SBlock([], reads, writes, nest.name_hint, body, None, [], [], nest.annotations))
+    writes = [*(whole(region.source) for region in last.writes), *kept]
+    return realized(s_tir.SBlock([], reads, writes, nest.name_hint, body, None, [], [], nest.annotations))
 
 
 __all__ = ["WORKSPACE", "finish", "primitive", "schedule"]

@@ -54,9 +54,9 @@ static void step_2(const rt_frame *frame, int32_t begin, int32_t end) {
 }
 
 static void rt_forward(const rt_frame *frame) {
-    ingot_parallel(frame, step_0, 97, 4);
-    ingot_parallel(frame, step_1, 97, 4);
-    ingot_parallel(frame, step_2, 3, 1);
+    ingot_parallel(frame, step_0, 0, 97, 4);
+    ingot_parallel(frame, step_1, 0, 97, 4);
+    ingot_parallel(frame, step_2, 0, 3, 1);
     /* Identity */
     memcpy((uint8_t *)frame->outputs[2].data, (const uint8_t *)frame->inputs[0].data, 12804);
 }

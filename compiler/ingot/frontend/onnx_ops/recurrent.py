@@ -1,4 +1,8 @@
-"""RNN, GRU and LSTM over a sequence whose length is known: the steps are written out one after the other."""
+"""RNN, GRU and LSTM over a sequence whose length is known.
+
+The forms that frameworks export become one call of an external function named RECURRENT + kind, which the compiler has
+a template for; for all others the steps are written out one after the other.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,12 @@ _PARAMETERS = {
 }
 _TAKES_ALPHA = frozenset(_PARAMETERS)
 _TAKES_BETA = frozenset(("affine", "scaledtanh", "hardsigmoid"))
+
+#: A direction as one call: "ingot.recurrent.LSTM.forward" (or GRU, RNN; reverse). Operands, all float32: gates [steps,
+#: batch, gates * H], with every bias that is added to them; h before the first step [batch, H]; for LSTM c before it,
+#: for GRU the bias [H] inside the reset gate's product; weights [H, gates * H]. Results: h of every step [steps, batch,
+#: H], and for LSTM c after the last step [batch, H].
+RECURRENT = "ingot.recurrent."
 
 Activation = Callable[[Expr], Expr]
 
@@ -208,8 +218,6 @@ def _recurrent(ctx: Context) -> Expr:
     steps, batch, width = shape
     directions, columns, _ = ctx.shape(1)
     hidden = columns // _GATES[kind]
-    if steps > MAX_STEPS:
-        raise ctx.unsupported(f"a sequence of {steps}", f"at most {MAX_STEPS} steps", "run the model on shorter pieces")
     way = ctx.attr("direction", "forward")
     backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}.get(way)
     if backwards is None or len(backwards) != directions:
@@ -218,11 +226,24 @@ def _recurrent(ctx: Context) -> Expr:
     activations = _activations(ctx, directions)
     lengths = ctx.value(4)
     masked = ctx.has(4) and (lengths is None or bool(np.any(lengths != steps)))
+    as_loop = not masked and steps > 0 and _is_plain(ctx)
+    if steps > MAX_STEPS and not as_loop:
+        raise ctx.unsupported(
+            f"a sequence of {steps}", f"at most {MAX_STEPS} steps of this form", "run the model on shorter pieces"
+        )
     ys, hs, cs = [], [], []
     for where in range(directions):
         layer, gates = _layer(ctx, where, hidden, flat, activations[where])
         gates = ctx.emit(op.reshape(gates, (steps, batch, columns)))
         h, c = _initial(ctx, 5, where, batch, hidden, batchwise), _initial(ctx, 6, where, batch, hidden, batchwise)
+        if as_loop:
+            y, c = _loop(ctx, where, gates, h, c, reverse=backwards[where])
+            ys.append(y)
+            last = 0 if backwards[where] else steps - 1
+            h = op.strided_slice(y, [0], [last], [last + 1], [1])
+            hs.append(ctx.emit(op.reshape(ctx.emit(h), (batch, hidden))))
+            cs.append(c if kind == "LSTM" else hs[-1])
+            continue
         outputs: dict[int, Expr] = {}
         for step in range(steps - 1, -1, -1) if backwards[where] else range(steps):
             now = ctx.emit(op.reshape(op.strided_slice(gates, [0], [step], [step + 1], [1]), (batch, columns)))
@@ -243,6 +264,50 @@ def _recurrent(ctx: Context) -> Expr:
         y = ctx.emit(y)
     results = [y, op.stack(hs, axis=1 if batchwise else 0), op.stack(cs, axis=1 if batchwise else 0)]
     return results[: len(ctx.node.output)]
+
+
+def _is_plain(ctx: Context) -> bool:
+    """Whether the node is of the form that RECURRENT stands for: what PyTorch and Keras export."""
+    kind, directions = ctx.node.op_type, ctx.shape(1)[0]
+    names = ctx.attr("activations") or _DEFAULT_ACTIVATIONS[kind] * directions
+    names = [name.decode() if isinstance(name, bytes) else name for name in names]
+    return (
+        ctx.dtype() == "float32"
+        and [name.lower() for name in names] == [name.lower() for name in _DEFAULT_ACTIVATIONS[kind]] * directions
+        and not ctx.attr("clip")
+        and not ctx.attr("input_forget", 0)
+        and not (kind == "LSTM" and ctx.has(7))
+        and (kind != "GRU" or bool(ctx.attr("linear_before_reset", 0)))
+        and ctx.value(2) is not None
+        and (not ctx.has(3) or ctx.value(3) is not None)
+    )
+
+
+def _loop(ctx: Context, where: int, gates: Expr, h: Expr, c: Expr, *, reverse: bool) -> tuple[Expr, Expr]:
+    """One direction as one call: h of every step and, for LSTM, c after the last."""
+    from tvm import relax
+
+    kind, recurrent = ctx.node.op_type, ctx.need(2, "R")[where]
+    steps, batch, columns = (int(d) for d in gates.ty.shape)
+    hidden = columns // _GATES[kind]
+    bias = ctx.need(3, "B")[where][columns:] if ctx.has(3) else np.zeros(columns, np.float32)
+    more = []
+    if kind == "LSTM":
+        more = [c]
+    elif kind == "GRU":
+        more = [ctx.array(f"in3_{where}_reset", np.ascontiguousarray(bias[2 * hidden :]))]
+        bias = np.concatenate([bias[: 2 * hidden], np.zeros(hidden, np.float32)])
+    if np.any(bias):
+        gates = ctx.emit(relax.op.add(gates, ctx.array(f"in3_{where}_recurrent", bias)))
+    weights = ctx.array(f"in2_{where}", np.ascontiguousarray(recurrent.T))
+    results = [relax.TensorType((steps, batch, hidden), "float32")]
+    if kind == "LSTM":
+        results.append(relax.TensorType((batch, hidden), "float32"))
+    name = f"{RECURRENT}{kind}.{'reverse' if reverse else 'forward'}"
+    made = ctx.emit(relax.op.call_dps_packed(name, relax.Tuple([gates, h, *more, weights]), out_ty=results))
+    if kind != "LSTM":
+        return made, made
+    return ctx.emit(relax.TupleGetItem(made, 0)), ctx.emit(relax.TupleGetItem(made, 1))
 
 
 def _layer(ctx: Context, where: int, hidden: int, flat: Expr, activations: list[Activation]) -> tuple[_Layer, Expr]:

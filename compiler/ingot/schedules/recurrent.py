@@ -1,0 +1,237 @@
+"""LSTM, GRU and RNN over a sequence: one kernel, whose tasks of one step run before those of the next.
+
+A step computes, for a block of hidden units, all gates' products with the state before it in registers, adds the part
+that comes from the input (computed for all steps at once by a matrix product before), and applies the gates in place:
+
+    for step:                                       # in order: `ROUNDS` says so to the lowering
+        for block of hidden units:                  # in parallel
+            acc[gate][0:b] += h[k] * R[k, gate][0:b]    for all k
+            c, h[0:b] = cell(acc + gates of this step)
+
+The formulas are those of ONNX's LSTM, GRU (linear_before_reset = 1) and RNN with their default activations. Weights are
+packed as [H/b][H][gates][b]; the last block is padded with zeros, of which nothing is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import s_tir, tirx
+
+from ingot.schedules.statements import (
+    Expr,
+    Stmt,
+    float_buffer,
+    integer,
+    lanes_of,
+    loop_over,
+    named,
+    realized,
+    unrolled,
+    whole,
+    with_buffers,
+)
+from ingot.schedules.vector import ceil_div, largest_divisor, registers
+from ingot.target import Target
+
+#: Gates of each kind of cell, in the order of its weights' columns.
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+#: The annotation of a parallel loop whose range is that many equal parts, each to be run when the one before is done.
+ROUNDS = "ingot.rounds"
+#: Accumulators that hide the latency of a fused multiply-add.
+_CHAINS = 8
+_UNROLL = 4
+
+
+@dataclass(frozen=True)
+class RecurrentWorkload:
+    """One direction of a recurrent layer, float32. `kind` is a key of GATES; `reverse` runs from the last step."""
+
+    kind: str
+    steps: int
+    batch: int
+    hidden: int
+    reverse: bool
+
+    @property
+    def macs(self) -> int:
+        """Return the multiply-accumulates of the recurrent part."""
+        return self.steps * self.batch * GATES[self.kind] * self.hidden * self.hidden
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """`rows` sequences x `block` hidden units a task, in vectors of `lanes`."""
+
+    rows: int
+    block: int
+    lanes: int
+
+
+def default_config(workload: RecurrentWorkload, target: Target) -> RecurrentConfig:
+    """Return the smallest tile that hides the latency of a multiply-add and fits the registers."""
+    regs, gates = registers(target), GATES[workload.kind]
+    lanes = regs.lanes
+    while lanes > 1 and lanes > workload.hidden:
+        lanes //= 2
+    vectors = min(max(1, _CHAINS // gates), ceil_div(workload.hidden, lanes))
+    most = max(1, (regs.count - vectors) // (gates * vectors + 1))
+    return RecurrentConfig(largest_divisor(workload.batch, most), vectors * lanes, lanes)
+
+
+def pack_weight(weight: np.ndarray, workload: RecurrentWorkload, config: RecurrentConfig) -> np.ndarray:
+    """Pack [H, gates * H] to [H/block][H][gates][block], the last block padded with zeros."""
+    hidden, gates = workload.hidden, GATES[workload.kind]
+    blocks = ceil_div(hidden, config.block)
+    padded = np.zeros((hidden, gates, blocks * config.block), weight.dtype)
+    padded[:, :, :hidden] = weight.reshape(hidden, gates, hidden)
+    return np.ascontiguousarray(padded.reshape(hidden, gates, blocks, config.block).transpose(2, 0, 1, 3))
+
+
+def primitive(workload: RecurrentWorkload, config: RecurrentConfig) -> Expr:
+    """Return the PrimFunc of one direction.
+
+    Its parameters are float32: gates [steps, batch, gates * H] (the input's part and all biases that are added to it),
+    h before the first step [batch, H]; for LSTM also c before it [batch, H], for GRU the bias [H] inside the reset
+    gate's product; the packed weights; and then what it writes: h of every step [steps, batch, H], and for LSTM c
+    after the last step [batch, H].
+    """
+    w, gates = workload, GATES[workload.kind]
+    blocks, row_tiles = ceil_div(w.hidden, config.block), w.batch // config.rows
+    given = float_buffer((w.steps, w.batch, gates * w.hidden), "gates")
+    first = float_buffer((w.batch, w.hidden), "h_first")
+    extra = []
+    if w.kind == "LSTM":
+        extra = [float_buffer((w.batch, w.hidden), "c_first")]
+    elif w.kind == "GRU":
+        extra = [float_buffer((w.hidden,), "bias")]
+    weights = float_buffer((blocks, w.hidden, gates, config.block), "weight")
+    hs = float_buffer((w.steps, w.batch, w.hidden), "h")
+    cs = [float_buffer((w.batch, w.hidden), "c")] if w.kind == "LSTM" else []
+    cell = _Cell(w, config, given, weights, hs, extra, cs)
+
+    def task(index: Expr) -> Stmt:
+        step, rest = index // (row_tiles * blocks), index % (row_tiles * blocks)
+        names = {
+            "time": integer(w.steps - 1) - step if w.reverse else step,
+            "row": rest // blocks * config.rows,
+            "block": rest % blocks,
+        }
+
+        def body(time: Expr, row: Expr, block: Expr) -> Stmt:
+            before = time + 1 if w.reverse else time - 1
+            start = cell.tile(time, row, block, lambda r, k: first[r, k], extra[0] if cs else None)
+            later = cell.tile(time, row, block, lambda r, k: hs[before, r, k], cs[0] if cs else None)
+            return tirx.IfThenElse(tirx.EQ(step, integer(0)), start, later)
+
+        statement = named(names, body)
+        reads = [whole(b) for b in (given, first, *extra, weights)]
+        return realized(s_tir.SBlock([], reads, [whole(b) for b in (hs, *cs)], "recurrent", statement))
+
+    nest = loop_over(w.steps * row_tiles * blocks, task, "task", tirx.ForKind.PARALLEL)
+    nest = tirx.For(nest.loop_var, nest.min, nest.extent, nest.kind, nest.body, annotations={ROUNDS: w.steps})
+    root = s_tir.SBlock([], [], [], "root", nest)
+    return tirx.PrimFunc([given, first, *extra, weights, hs, *cs], realized(root)).with_attr("s_tir", True)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What a task works on."""
+
+    workload: RecurrentWorkload
+    config: RecurrentConfig
+    gates: Expr
+    weights: Expr
+    hs: Expr
+    extra: list[Expr]
+    cs: list[Expr]
+
+    def tile(
+        self, time: Expr, row: Expr, block: Expr, before: Callable[[Expr, Expr], Expr], cell_before: Expr | None
+    ) -> Stmt:
+        """Return one step of `rows` sequences and one block of units, from the states before it."""
+        w, config, gates = self.workload, self.config, GATES[self.workload.kind]
+        vectors = config.block // config.lanes
+        acc = float_buffer((config.rows, gates, vectors, config.lanes), "acc")
+        state = float_buffer((config.rows,), "state")
+
+        def each(body: Callable[[Expr, Expr, Expr, Expr], Stmt]) -> Stmt:
+            def vector(r: Expr, g: Expr, v: Expr) -> Stmt:
+                return lanes_of(config.lanes, lambda lane: body(r, g, v, lane))
+
+            def gate(r: Expr, g: Expr) -> Stmt:
+                return unrolled(vectors, lambda v: vector(r, g, v), "v")
+
+            return unrolled(config.rows, lambda r: unrolled(gates, lambda g: gate(r, g), "g"), "r")
+
+        zero = each(lambda r, g, v, lane: tirx.BufferStore(acc, tirx.const(0.0, "float32"), [r, g, v, lane]))
+        unroll = largest_divisor(w.hidden, _UNROLL)
+
+        def multiply(k: Expr) -> Stmt:
+            def add(r: Expr, g: Expr, v: Expr, lane: Expr) -> Stmt:
+                product = state[r] * self.weights[block, k, g, v * config.lanes + lane]
+                return tirx.BufferStore(acc, acc[r, g, v, lane] + product, [r, g, v, lane])
+
+            load = unrolled(config.rows, lambda r: tirx.BufferStore(state, before(row + r, k), [r]), "r")
+            return tirx.SeqStmt([load, each(add)])
+
+        sums = loop_over(
+            w.hidden // unroll, lambda outer: unrolled(unroll, lambda k: multiply(outer * unroll + k), "ki"), "k"
+        )
+
+        def finish(count: int) -> Stmt:
+            pieces: list[Stmt] = []
+            offset = 0
+            while offset < count:
+                lanes = min(config.lanes, 1 << ((count - offset).bit_length() - 1))
+                pieces.append(self._piece(acc, (time, row, block), offset, lanes, before, cell_before))
+                offset += lanes
+            return tirx.SeqStmt(pieces) if len(pieces) > 1 else pieces[0]
+
+        tail = w.hidden % config.block
+        last = finish(config.block)
+        if tail:
+            last = tirx.IfThenElse(tirx.LT(block, integer(w.hidden // config.block)), last, finish(tail))
+        return with_buffers([acc, state], tirx.SeqStmt([zero, sums, last]), "step")
+
+    def _piece(
+        self,
+        acc: Expr,
+        at: tuple[Expr, Expr, Expr],
+        offset: int,
+        lanes: int,
+        before: Callable[[Expr, Expr], Expr],
+        cell_before: Expr | None,
+    ) -> Stmt:
+        """Return the cell of the block's units [offset, offset + lanes)."""
+        w, config = self.workload, self.config
+        time, row, block = at
+
+        def element(r: Expr, lane: Expr) -> Stmt:
+            unit, seq = block * config.block + offset + lane, row + r
+
+            def product(g: int) -> Expr:
+                return acc[r, g, integer(offset // config.lanes), integer(offset % config.lanes) + lane]
+
+            def given(g: int) -> Expr:
+                return self.gates[time, seq, integer(g * w.hidden) + unit]
+
+            if cell_before is not None:  # LSTM: gates i, o, f, c
+                i, o, f, g = (product(k) + given(k) for k in range(4))
+                cell = tirx.sigmoid(f) * cell_before[seq, unit] + tirx.sigmoid(i) * tirx.tanh(g)
+                state = tirx.BufferStore(self.cs[0], cell, [seq, unit])
+                h = tirx.sigmoid(o) * tirx.tanh(self.cs[0][seq, unit])
+                return tirx.SeqStmt([state, tirx.BufferStore(self.hs, h, [time, seq, unit])])
+            if w.kind == "GRU":  # gates z, r, h
+                z, n = tirx.Var("z", "float32"), tirx.Var("n", "float32")
+                reset = tirx.sigmoid(product(1) + given(1))
+                fresh = tirx.tanh(given(2) + reset * (product(2) + self.extra[0][unit]))
+                h = (tirx.const(1.0, "float32") - z) * n + z * before(seq, unit)
+                h = tirx.Let(z, tirx.sigmoid(product(0) + given(0)), tirx.Let(n, fresh, h))
+            else:
+                h = tirx.tanh(product(0) + given(0))
+            return tirx.BufferStore(self.hs, h, [time, seq, unit])
+
+        return unrolled(config.rows, lambda r: lanes_of(lanes, lambda lane: element(r, lane)), "r")
