@@ -232,7 +232,7 @@ static rt_frame frame_of(const bench *b, const state *s) {
 /* One run as in a model: weights and old tensors far away, the first input just written. */
 static int64_t run_once(const bench *b, const state *s) {
     const rt_frame frame = frame_of(b, s);
-    if (!counter) ingot_parallel(&frame, sweep_step, pool.threads, 1);
+    if (!counter) ingot_parallel(&frame, sweep_step, 0, pool.threads, 1);
     memcpy(b->inputs[0].data, b->fresh, (size_t)b->inputs[0].bytes);
     const int64_t start = now();
     s->what->forward(&frame);
