@@ -37,6 +37,8 @@ FOLDER = Path(__file__).resolve().parent
 BASELINE = FOLDER / "onnx_passing.txt"
 STATUSES = ("pass", "refused", "wrong", "crash", "raw", "outside")
 DEFAULT_LIMIT = 60.0
+# Absolute tolerance at least, as ONNX Runtime runs this suite: some expected zeros are the noise of a float32 FFT.
+_ATOL = 1e-5
 
 # Inputs that decide an output's shape, by operator: what a user binds to a value before compiling.
 _SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
@@ -148,7 +150,7 @@ def _difference(outputs: Sequence[np.ndarray], expected: Sequence[Any], rtol: fl
         if found.dtype.name == "bfloat16":
             left, right, limit = found.astype(np.float32), wanted.astype(np.float32), max(rtol, 2**-6)
         try:
-            np.testing.assert_allclose(left, right, rtol=limit, atol=atol)
+            np.testing.assert_allclose(left, right, rtol=limit, atol=max(atol, _ATOL))
         except AssertionError as error:
             return f"output {index}: " + " ".join(str(error).split())[:200]
     return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,27 @@ def test_a_constant_if_becomes_its_branch(write: Write, run_imported: Build) -> 
         np.testing.assert_array_equal(run_imported(imported)(x)[0], 2 * factor * x)
 
 
-def test_an_if_on_data_is_refused_by_name(write: Write) -> None:
-    value = helper.make_tensor_value_info("t", 1, (2,))
-    branch = helper.make_graph([helper.make_node("Neg", ["x"], ["t"])], "b", [], [value])
-    nodes = [helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)]
+def _if_on_data(branches: Sequence[tuple[str, str]]) -> onnx.ModelProto:
+    value = helper.make_value_info("t", onnx.TypeProto())
+    graphs = [helper.make_graph([helper.make_node(op, ["x", name], ["t"])], op, [], [value]) for op, name in branches]
+    node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=graphs[0], else_branch=graphs[1])
+    one = all(name == "x" for _, name in branches)
+    inputs = {"x": ("float32", (2,)), "z": ("float32", (3, 1)), "c": ("bool", (1,))}
+    model = model_of([node], inputs, ["y"])
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, ("a",) if one else ("a", "b")))
+    return model
+
+
+def test_an_if_on_data_runs_both_branches_and_takes_one(write: Write, run_imported: Build) -> None:
+    run = run_imported(import_model(write(_if_on_data([("Add", "x"), ("Mul", "x")]))))
+    x, z = np.array([3, 5], np.float32), np.zeros((3, 1), np.float32)
+    np.testing.assert_array_equal(run(x, z, np.array([True]))[0], x + x)
+    np.testing.assert_array_equal(run(x, z, np.array([False]))[0], x * x)
+
+
+def test_an_if_on_data_with_branches_of_two_shapes_is_refused_by_name(write: Write) -> None:
     with pytest.raises(UnsupportedError, match="'choice'"):
-        import_model(write(model_of(nodes, {"x": ("float32", (2,)), "c": ("bool", ())}, ["y"])))
+        import_model(write(_if_on_data([("Add", "x"), ("Mul", "z")])))
 
 
 def test_functions_are_inlined(write: Write, run_imported: Build) -> None:

@@ -113,6 +113,58 @@ def next_tokens(models: Path, outputs: Rows) -> int:
     return int((likeliest == wanted).sum())
 
 
+#: The classes of the label map of the SSD that appear in the stored photos.
+SSD = {0: "person", 16: "cat", 17: "dog", 18: "horse", 51: "banana"}
+
+
+def detections(models: Path, outputs: Rows) -> list[list[str]]:
+    """Classes of the boxes with a score over one half, per photo."""
+    classes, scores = (outputs[i].reshape(-1, 10) for i in (1, 2))
+    rows = zip(classes, scores, strict=True)
+    return [sorted({SSD.get(int(c), str(c)) for c in row[score > 0.5]}) for row, score in rows]
+
+
+def sounds(models: Path, outputs: Rows) -> list[str]:
+    """The likeliest sound of each window."""
+    names = (models / "yamnet/labels.txt").read_text().split("\n")
+    return [names[int(i)] for i in outputs[0].reshape(-1, 521).argmax(1)]
+
+
+def published(models: Path, outputs: Rows) -> tuple[int, int]:
+    """File types as the model's authors publish them, and those of their test files that are right."""
+    file = "magika_v3_3/features_labels_reference.npz"
+    kinds, labels, scores = (_stored(models, file, name) for name in ("target_labels", "labels", "published_score"))
+    right_ = kinds[outputs[0].reshape(len(labels), -1).argmax(1)] == labels
+    return int(right_[scores >= 0].sum()), int(right_[scores < 0].sum())
+
+
+def same_tokens(models: Path, outputs: Rows) -> int:
+    """Places at which the likeliest next token is that of the float model."""
+    wanted = _stored(models, "stories260k/reference.npz", "logits_64").reshape(64, -1)
+    return int((outputs[0].reshape(64, -1).argmax(-1) == wanted.argmax(-1)).sum())
+
+
+def text_regions(models: Path, outputs: Rows) -> int:
+    """Connected regions of more than 30 pixels with a text probability over 0.3."""
+    wanted = outputs[0].reshape(outputs[0].shape[-2:]) > 0.3
+    seen, count = np.zeros_like(wanted), 0
+    for start in map(tuple, np.argwhere(wanted)):
+        if seen[start]:
+            continue
+        stack, size = [start], 0
+        seen[start] = True
+        while stack:
+            y, x = stack.pop()
+            size += 1
+            for near in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                inside = 0 <= near[0] < wanted.shape[0] and 0 <= near[1] < wanted.shape[1]
+                if inside and wanted[near] and not seen[near]:
+                    seen[near] = True
+                    stack.append(near)
+        count += size > 30
+    return count
+
+
 _PERSON, _CIFAR = "data_person_photos/photos_96.npz", "data_cifar_classes_photos/photos_32.npz"
 
 _HANDS = "hand_keypoint_mlp/features_and_reference.npz"
@@ -154,4 +206,19 @@ FACTS: tuple[Fact, ...] = (
     ),
     Fact("iris_mlp/network.onnx", right("iris_mlp/inputs_and_reference.npz"), 6),
     Fact("stories260k/stories260k_static64.onnx", next_tokens, 64),
+    Fact("stories260k/stories260k.onnx", next_tokens, 64),
+    Fact("stories260k_int8_dynamic/stories260k_int8_dynamic.onnx", same_tokens, 62),
+    Fact("squeezenet_fp16/squeezenet_fp16.onnx", photos_right, 30),
+    Fact(
+        "ssd_mobilenet_v1_uint8/coco_ssd_mobilenet_v1_quant.tflite",
+        detections,
+        [["dog", "person"], ["cat"], ["horse", "person"], ["cat"], ["banana"]],
+    ),
+    Fact("yamnet/yamnet.tflite", sounds, ["Speech"] * 4 + ["Silence"]),
+    Fact("yolox_nano/yolox_nano_dynamic_range_quantize.tflite", objects, [["dog", "person"]], runs=1),
+    Fact("yolox_nano/yolox_nano_float16_quantize.tflite", objects, [["dog", "person"]], runs=1),
+    Fact("resnet8_int8_qoperator/resnet8_int8_qoperator.onnx", right(_CIFAR), 8),
+    Fact("magika_v3_3/model.onnx", published, (129, 150)),
+    Fact("ppocr_cls/cls-model.onnx", right("ppocr_cls/inputs_and_reference.npz"), 10),
+    Fact("ppocr_v3_det/ch_PP-OCRv3_det_infer.onnx", text_regions, 16),
 )

@@ -18,6 +18,8 @@ HALF = 2.0**-11
 
 #: The runtime that made these references computes int8 weights with int8 activations; we widen the weights to float32.
 DYNAMIC_RANGE = {"mlperf_tiny_kws/kws_ref_model_float32.tflite": 0.05}
+#: Layers that hand on float16 round more often than a runtime that widens whole chains to float32.
+HALVES = {"squeezenet_fp16/squeezenet_fp16.onnx": 2e-3}
 #: The stored outputs came from another build of ONNX Runtime, whose answers today's does not repeat: compared live.
 LIVE = {"magika_v3_3/model.onnx"}
 #: Transposed convolutions put zeros between the pixels, in memory.
@@ -37,6 +39,12 @@ STEPS = {
     "mlperf_tiny_vww/vww_96_int8.tflite": 0,
     "mlperf_tiny_ic_resnet8/resnet8_int8.tflite": 0,
     "mlperf_tiny_ad/ad01_int8.tflite": 0,
+    # Scores near one another change places, and their boxes with them.
+    "ssd_mobilenet_v1_uint8/coco_ssd_mobilenet_v1_quant.tflite": 90,
+    "yamnet/yamnet.tflite": 0.03,
+    "stories260k_int8_dynamic/stories260k_int8_dynamic.onnx": 0.01,
+    # The runtime that made this reference rounds activations to int8; we do not.
+    "yolox_nano/yolox_nano_dynamic_range_quantize.tflite": 1.6,
 }
 
 pytestmark = pytest.mark.slow
@@ -49,7 +57,7 @@ def ids(cases):
 @pytest.mark.parametrize("case", FLOAT, ids=ids(FLOAT))
 def test_float_models_reproduce_the_reference(build, shared_models, case):
     model = ingot.load(build(case).path, threads=1)
-    tolerance = DYNAMIC_RANGE.get(case.file, TOLERANCE)
+    tolerance = {**DYNAMIC_RANGE, **HALVES}.get(case.file, TOLERANCE)
     for i in range(min(case.runs, 4)):
         feeds = case.inputs(shared_models, i)
         outputs = run(model, feeds)

@@ -106,7 +106,7 @@ def _check_versions(proto: onnx.ModelProto) -> int:
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx"):
             opset = max(opset, entry.version)
-    if not OLDEST_OPSET <= opset <= newest_opset:
+    if not OLDEST_OPSET <= opset <= newest_opset and not _unchanged_since(proto, opset):
         raise UnsupportedError(
             "the model's ONNX opset is not supported",
             found=str(opset) if opset else "no opset of ai.onnx",
@@ -118,6 +118,20 @@ def _check_versions(proto: onnx.ModelProto) -> int:
     if proto.graph.sparse_initializer:
         raise UnsupportedError("sparse initializers are not supported", hint="export the model with dense weights")
     return opset
+
+
+def _unchanged_since(proto: onnx.ModelProto, opset: int) -> bool:
+    """Whether an older model uses only operators whose definition is still that of OLDEST_OPSET."""
+    import onnx
+
+    if not 1 <= opset < OLDEST_OPSET:
+        return False
+    for _, node in all_nodes(proto.graph):
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset, ""):
+            return False
+        if onnx.defs.get_schema(node.op_type, OLDEST_OPSET, "").since_version > opset:
+            return False
+    return True
 
 
 def _take_initializers(proto: onnx.ModelProto, source: Source, raw: dict[str, RawTensor]) -> dict[str, np.ndarray]:
@@ -170,6 +184,10 @@ def _inline_functions(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
     from ingot.frontend.onnx_ops import is_supported
 
+    for _, node in all_nodes(proto.graph):
+        if node.op_type == "STFT" and node.domain in ("", "ai.onnx"):
+            # ONNX's inference takes a missing `onesided` for 0, its definition for 1.
+            _write_defaults(node, onnx.defs.get_schema("STFT", opset, ""))
     try:
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
@@ -202,23 +220,30 @@ def _write_defaults(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
 def _refuse_unknown_operators(proto: onnx.ModelProto) -> None:
     from ingot.frontend.onnx_ops import is_supported
 
-    opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    opsets = opsets_of(proto)
     refused: dict[str, list[str]] = {}
     for index, node in all_nodes(proto.graph):
         # Bodies that depend on input types are written out later, when every type is known.
-        if not is_supported(node.domain, node.op_type) and not _has_body(node, opset):
+        if not is_supported(node.domain, node.op_type) and not _has_body(node, opsets):
             domain = f"{node.domain}:" if node.domain not in ("", "ai.onnx") else ""
             name = node.name or f"#{index} -> {next((out for out in node.output if out), '')}"
             refused.setdefault(domain + node.op_type, []).append(name)
     refuse_operators(refused)
 
 
-def _has_body(node: onnx.NodeProto, opset: int) -> bool:
+def _has_body(node: onnx.NodeProto, opsets: dict[str, int]) -> bool:
     import onnx
 
-    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset, ""):
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    opset = opsets.get(domain, 0)
+    if not onnx.defs.has(node.op_type, opset, domain):
         return False
-    return bool(onnx.defs.get_schema(node.op_type, opset, "").has_context_dependent_function)
+    return bool(onnx.defs.get_schema(node.op_type, opset, domain).has_context_dependent_function)
+
+
+def opsets_of(proto: onnx.ModelProto) -> dict[str, int]:
+    """The version of each operator set that a model imports; ONNX's own is ""."""
+    return {"" if entry.domain == "ai.onnx" else entry.domain: int(entry.version) for entry in proto.opset_import}
 
 
 def refuse_operators(refused: dict[str, list[str]]) -> None:

@@ -42,6 +42,10 @@ _NEVER_FOLDED = frozenset(
 )
 
 
+# Functions of many steps whose 16-bit float forms compute in float32.
+_BODIES_IN_FLOAT32 = frozenset(("Attention", "FlexAttention", "GroupNormalization", "RMSNormalization"))
+
+
 @dataclass(frozen=True)
 class TensorType:
     """A static tensor type; `elem` is ONNX's data type number."""
@@ -84,6 +88,7 @@ class _Walker:
         self.folded_bytes = 0
         self.inlined = 0
         self.expanded = 0
+        self.either: set[str] = set()  # results of an If that takes one of two computed tensors
         self.unroller = Unroller(model.opset, self._constant)
         for name, array in model.initializers.items():
             self._constant(name, array)
@@ -134,6 +139,8 @@ class _Walker:
         if is_supported(node.domain, node.op_type):
             return None
         self._check_inputs(node, label)
+        if node.op_type in _BODIES_IN_FLOAT32 and self._is_half(node):
+            return self._in_float32(node, label)
         types = []
         for name in node.input:
             kind = self.static.types.get(name)
@@ -146,6 +153,31 @@ class _Walker:
         if body is None:
             refuse_operators({node.op_type: [label]})
         return body
+
+    def _is_half(self, node: onnx.NodeProto) -> bool:
+        import onnx
+
+        halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        return self.static.types[node.input[0]].elem in halves
+
+    def _in_float32(self, node: onnx.NodeProto, label: str) -> list[Labelled]:
+        """The node on inputs that are cast to float32, and its results cast back: rounded once, not at every step."""
+        import onnx
+
+        self.inlined += 1
+        prefix, half = f"wide{self.inlined}/", self.static.types[node.input[0]].elem
+        copy, nodes = onnx_copy(node), list[Labelled]()
+        for index, name in enumerate(node.input):
+            if name and self.static.types[name].elem == half:
+                copy.input[index] = f"{prefix}{index}"
+                cast = onnx.helper.make_node("Cast", [name], [copy.input[index]], to=onnx.TensorProto.FLOAT)
+                nodes.append((cast, label))
+        nodes.append((copy, label))
+        for index, name in enumerate(node.output):
+            if name:
+                copy.output[index] = prefix + name
+                nodes.append((onnx.helper.make_node("Cast", [prefix + name], [name], to=half), label))
+        return nodes
 
     def _check_inputs(self, node: onnx.NodeProto, label: str) -> None:
         for name in node.input:
@@ -207,6 +239,8 @@ class _Walker:
 
     def _visit(self, node: onnx.NodeProto, label: str) -> None:
         self._check_inputs(node, label)
+        if node.output and node.output[0] in self.either:
+            self._check_either(node, label)
         if not any(name in self.used for name in node.output):
             return
         simple = self._simple_constant(node, label)
@@ -344,19 +378,36 @@ class _Walker:
         self.folded_bytes += sum(value.nbytes for value in values)
         return values
 
-    def _inline_if(self, node: onnx.NodeProto, label: str) -> list[tuple[onnx.NodeProto, str]]:
-        """The nodes of the branch that a constant condition chooses, renamed so that no two tensors clash."""
+    def _inline_if(self, node: onnx.NodeProto, label: str) -> list[Labelled]:
+        """The nodes of the branch that a constant condition chooses, renamed so that no two tensors clash.
+
+        A condition that is computed at run time makes both branches run, and one of their results is taken.
+        """
         import onnx
 
         condition = self.static.constants.get(node.input[0])
-        if condition is None or condition.size != 1:
-            raise UnsupportedError(
-                "an If whose condition is not constant is not supported",
-                where=label,
-                found=f"condition {node.input[0]!r} is computed at run time",
-                hint="export the model for one of its branches",
-            )
-        wanted = "then_branch" if bool(condition.reshape(())) else "else_branch"
+        if condition is not None and condition.size == 1:
+            wanted = "then_branch" if bool(condition.reshape(())) else "else_branch"
+            copies, results = self._branch(node, wanted, label)
+            for outer, source in zip(node.output, results, strict=False):
+                if outer:
+                    copies.append((onnx.helper.make_node("Identity", [source], [outer]), f"{label} result"))
+            return copies
+        copies, taken = self._branch(node, "then_branch", label)
+        other, otherwise = self._branch(node, "else_branch", label)
+        copies += other
+        self.inlined += 1
+        whether = f"if{self.inlined}/condition"
+        self._constant(f"{whether}_shape", np.zeros(0, dtype=np.int64))
+        copies.append((onnx.helper.make_node("Reshape", [node.input[0], f"{whether}_shape"], [whether]), label))
+        for outer, yes, no in zip(node.output, taken, otherwise, strict=False):
+            if outer:
+                self.either.add(outer)
+                copies.append((onnx.helper.make_node("Where", [whether, yes, no], [outer]), label))
+        return copies
+
+    def _branch(self, node: onnx.NodeProto, wanted: str, label: str) -> tuple[list[Labelled], list[str]]:
+        """The nodes of one branch of an If, and the names of its results."""
         branch = next((attribute.g for attribute in node.attribute if attribute.name == wanted), None)
         if branch is None or len(branch.output) < len(node.output):
             raise ModelError("an If has no complete branch", where=label, found=f"no {wanted}")
@@ -370,17 +421,31 @@ class _Walker:
             renamed.update((name, prefix + name) for name in inner.output if name)
         copies = []
         for index, inner in enumerate(branch.node):
-            copy = onnx.NodeProto()
-            copy.CopyFrom(inner)
+            copy = onnx_copy(inner)
             rename(copy, renamed)
             copies.append((copy, node_label(inner, index)))
-            self.used.update(name for name in copy.input if name)
-        for outer, result in zip(node.output, branch.output, strict=False):
-            if outer:
-                source = renamed.get(result.name, result.name)
-                copies.append((onnx.helper.make_node("Identity", [source], [outer]), f"{label} result"))
-                self.used.add(source)
-        return copies
+        return copies, [renamed.get(result.name, result.name) for result in branch.output]
+
+    def _check_either(self, node: onnx.NodeProto, label: str) -> None:
+        """Refuse an If whose branches make different types: which one comes out is only known at run time."""
+        yes, no = (self.static.types[name] for name in node.input[1:])
+        if yes != no:
+            raise UnsupportedError(
+                "an If whose branches make tensors of different shapes is not supported",
+                where=label,
+                found=f"{list(yes.shape)} or {list(no.shape)}",
+                allowed="a constant condition, or branches that make the same shapes",
+                hint="export the model for one of its branches, or bind the input that decides",
+            )
+
+
+def onnx_copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A copy of a node."""
+    import onnx
+
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
 
 
 def all_nodes_of(node: onnx.NodeProto) -> list[tuple[int, onnx.NodeProto]]:

@@ -7,6 +7,7 @@ only move elements work on the stored integers when input and output share their
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,12 @@ _REFUSED = frozenset(
 )  # fmt: skip
 _FLOATS = (0, 1)
 
+# Operators with quantised inputs and float results, or the other way round.
+_MIXED = frozenset(("QUANTIZE", "DEQUANTIZE", "custom TFLite_Detection_PostProcess"))
 HYBRID = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
+
+# The files that fill OWN.
+_FAMILIES = ("tflite_layers", "tflite_moves", "tflite_detect", "tflite_signal")
 
 Handler = Callable[[TfliteConverter, Operator], Expr]
 OWN: dict[str, Handler] = {}
@@ -80,8 +86,8 @@ def _converter_class() -> type:
     from tvm import relax
     from tvm.relax.frontend.tflite import tflite_frontend as tvm_tflite
 
-    import ingot.frontend.tflite_layers
-    import ingot.frontend.tflite_moves  # noqa: F401 - both fill OWN
+    for family in _FAMILIES:
+        importlib.import_module(f"ingot.frontend.{family}")
 
     class Constants(tvm_tflite.ExprTable):  # type: ignore[misc]
         """Constants go to the weights instead of into the graph."""
@@ -204,7 +210,7 @@ def _converter_class() -> type:
             if not quantized:
                 return None
             float_ends = [item for item in (*inputs[:1], *outputs) if item.tensor.Type() in _FLOATS]
-            if float_ends and name not in ("QUANTIZE", "DEQUANTIZE"):
+            if float_ends and name not in _MIXED:
                 # Integer weights under float activations: the layers below widen them, nothing else can.
                 return None if name in HYBRID else f"{name} with dynamic-range quantised weights"
             if name not in OWN and name not in self._SUPPORTED_QUANTIZED_OPS:

@@ -28,9 +28,12 @@ _FAMILIES = (
     "recurrent",
     "reduce",
     "resize",
+    "scatter",
     "search",
     "shape",
     "signal",
+    "ngrams",
+    "windows",
 )
 
 # Handled before conversion: they become constants, one of their branches, or their steps.
@@ -42,12 +45,10 @@ _NOT_TENSORS = frozenset(
         "Optional", "OptionalHasElement", "OptionalGetElement", "SequenceConstruct", "SequenceEmpty", "SequenceErase",
         "SequenceInsert", "SequenceLength", "ConcatFromSequence", "SplitToSequence", "SequenceAt", "Unique", "NonZero",
         "Compress", "NonMaxSuppression", "AllClassNMS", "EmbedLayerNormalization",
-        # Reads or writes where an input points: nothing keeps that inside the tensor.
-        "MaxRoiPool", "MaxUnpool",
     )
 )  # fmt: skip
 # TVM's converters take fewer forms of these than ONNX's own function bodies, which are used instead.
-_BY_BODY = frozenset(("Attention", "RMSNormalization", "MeanVarianceNormalization"))
+_BY_BODY = frozenset(("Attention", "GroupNormalization", "RMSNormalization", "MeanVarianceNormalization"))
 # Operators whose float16 and bfloat16 forms compute in float32: sums of many terms, functions without 16-bit kernels.
 IN_FLOAT32 = frozenset(
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ingot.frontend.onnx_ops.context import Context, converts, spread
+from ingot.frontend.onnx_ops.windows import pool_places
 from ingot.frontend.tvm_types import Expr
 
 _LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
@@ -57,6 +58,35 @@ def _conv(ctx: Context) -> Expr:
     return relax.op.add(result, relax.op.reshape(ctx.inputs[2], (1, ctx.shape(1)[0], *[1] * dims)))
 
 
+@converts("ConvTranspose")
+def _conv_transpose(ctx: Context) -> Expr:
+    """Case of `output_shape`: the pads that make it; the rest is TVM's converter."""
+    import onnx
+
+    wanted = ctx.attr("output_shape")
+    if not wanted:
+        return NotImplemented
+    dims = len(ctx.shape()) - 2
+    strides, dilations = spread(ctx.attr("strides"), dims, 1), spread(ctx.attr("dilations"), dims, 1)
+    more, begins, ends = spread(ctx.attr("output_padding"), dims, 0), [], []
+    for i, size in enumerate(wanted[-dims:]):
+        whole = strides[i] * (ctx.shape()[i + 2] - 1) + more[i] + (ctx.shape(1)[i + 2] - 1) * dilations[i] + 1
+        total = max(whole - size, 0)
+        small, large = total // 2, total - total // 2
+        upper = ctx.attr("auto_pad", "NOTSET") == "SAME_UPPER"
+        begins.append(small if upper else large)
+        ends.append(large if upper else small)
+        more[i] += max(size - whole, 0)
+    replaced = ("output_shape", "auto_pad", "pads", "output_padding")
+    kept = [attribute for attribute in ctx.node.attribute if attribute.name not in replaced]
+    node = onnx.helper.make_node("ConvTranspose", ctx.node.input, ctx.node.output, ctx.node.name)
+    node.attribute.extend(kept)
+    node.attribute.append(onnx.helper.make_attribute("pads", begins + ends))
+    node.attribute.append(onnx.helper.make_attribute("output_padding", more))
+    ctx.node = node
+    return NotImplemented
+
+
 @converts("MaxPool", "AveragePool")
 def _pool(ctx: Context) -> Expr:
     from tvm import relax
@@ -65,8 +95,6 @@ def _pool(ctx: Context) -> Expr:
     dims = len(kernel)
     if dims not in _LAYOUTS:
         raise ctx.unsupported(f"{dims} spatial dimensions", "1 to 3")
-    if len([name for name in ctx.node.output if name in ctx.types]) > 1:
-        raise ctx.unsupported("the indices output is used", "only the pooled values")
     strides, dilations = spread(ctx.attr("strides"), dims, 1), spread(ctx.attr("dilations"), dims, 1)
     pads = _pads(ctx, kernel, strides, dilations)
     ceil_mode = bool(ctx.attr("ceil_mode", 0))
@@ -77,7 +105,11 @@ def _pool(ctx: Context) -> Expr:
         ceil_mode = False
     common = {"strides": strides, "padding": pads, "dilation": dilations, "ceil_mode": ceil_mode}
     if ctx.node.op_type == "MaxPool":
-        return getattr(relax.op.nn, f"max_pool{dims}d")(ctx.inputs[0], kernel, layout=_LAYOUTS[dims][0], **common)
+        largest = getattr(relax.op.nn, f"max_pool{dims}d")(ctx.inputs[0], kernel, layout=_LAYOUTS[dims][0], **common)
+        if len([name for name in ctx.node.output if name in ctx.types]) == 1:
+            return largest
+        largest = ctx.emit(largest)
+        return [largest, pool_places(ctx, largest, kernel, strides, pads)]
     include = bool(ctx.attr("count_include_pad", 0))
     operator = getattr(relax.op.nn, f"avg_pool{dims}d")
     return operator(ctx.inputs[0], kernel, layout=_LAYOUTS[dims][0], count_include_pad=include, **common)

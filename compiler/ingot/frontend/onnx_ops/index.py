@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
@@ -94,9 +96,20 @@ def _nd(ctx: Context) -> Expr:
     return NotImplemented
 
 
-@converts("RoiAlign")
-def _roi_align(ctx: Context) -> Expr:
-    if ctx.attr("mode", "avg") != "avg":
-        raise ctx.unsupported(f"mode {ctx.attr('mode')!r}", "avg")
-    ctx.inputs[2] = ctx.emit(bounded_indices(ctx, 2, (ctx.shape()[0],)))
-    return NotImplemented
+@converts("ReverseSequence")
+def _reverse_sequence(ctx: Context) -> Expr:
+    """The first `sequence_lens[b]` entries along the time axis in reverse, the rest as they are."""
+    from tvm import te, tirx
+
+    shape = ctx.shape()
+    time, batch = int(ctx.attr("time_axis", 0)), int(ctx.attr("batch_axis", 1))
+
+    def define(x: Any, lengths: Any) -> Any:  # noqa: ANN401
+        def at(*index: Any) -> Any:  # noqa: ANN401
+            length = tirx.max(tirx.min(lengths[index[batch]].astype("int64"), shape[time]), 0)
+            source = tirx.if_then_else(index[time] < length, length - 1 - index[time], index[time])
+            return x(*index[:time], source, *index[time + 1 :])
+
+        return te.compute(shape, at, name="reverse_sequence")
+
+    return ctx.bb.call_te(define, ctx.inputs[0], ctx.inputs[1], primfunc_name_hint="reverse_sequence")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
+from ingot.frontend.loops import call_loops, scalar
 from ingot.frontend.onnx_ops.context import Context, converts
 from ingot.frontend.tvm_types import Expr
 
@@ -48,3 +52,40 @@ def _einsum(ctx: Context) -> Expr:
     from tvm import relax
 
     return relax.op.einsum(tuple(ctx.inputs), ctx.attr("equation").replace(" ", ""))
+
+
+@converts("Det")
+def _determinant(ctx: Context) -> Expr:
+    """The product of the pivots of Gaussian elimination with row exchanges, in double precision."""
+    from tvm import relax, tirx
+    from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+    size, batch = ctx.shape()[-1], math.prod(ctx.shape()[:-2])
+    flat = ctx.emit(relax.op.reshape(ctx.inputs[0], (batch, size, size)))
+
+    def body(ins: Any, outs: Any) -> None:  # noqa: ANN401
+        (x,), (out, m) = ins, outs
+        result, kept, best = scalar("float64"), scalar("float64"), scalar("int64")
+        with T.serial(0, batch) as n:
+            result[0] = T.float64(1)
+            with T.grid(size, size) as (i, j):
+                m[i, j] = T.Cast("float64", x[n, i, j])
+            with T.serial(0, size) as k:
+                best[0] = T.Cast("int64", k)
+                with T.serial(0, size - k) as i, T.If(tirx.abs(m[k + i, k]) > tirx.abs(m[best[0], k])), T.Then():
+                    best[0] = T.Cast("int64", k + i)
+                with T.If(best[0] != k), T.Then():
+                    result[0] = T.float64(0) - result[0]
+                    with T.serial(0, size) as j:
+                        kept[0] = m[k, j]
+                        m[k, j] = m[best[0], j]
+                        m[best[0], j] = kept[0]
+                result[0] = result[0] * m[k, k]
+                with T.If(m[k, k] != T.float64(0)), T.Then(), T.serial(0, size - 1 - k) as i:
+                    kept[0] = m[k + 1 + i, k] / m[k, k]
+                    with T.serial(0, size) as j:
+                        m[k + 1 + i, j] = m[k + 1 + i, j] - kept[0] * m[k, j]
+            out[n] = T.Cast(ctx.dtype(), result[0])
+
+    outputs = [((batch,), ctx.dtype()), ((size, size), "float64")]
+    return relax.op.reshape(call_loops(ctx.bb, "determinant", [flat], outputs, body)[0], ctx.out_shape())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 from ingot.frontend.tvm_types import Expr
 
@@ -31,7 +33,10 @@ def _pad(ctx: Context) -> Expr:
     mode = ctx.attr("mode", "constant")
     value = float(ctx.attr("value", 0.0))
     if ctx.opset >= 11 and ctx.has(2):
-        value = ctx.need(2, "pad value").reshape(-1)[0].item()
+        known = ctx.value(2)
+        if known is None and mode == "constant":
+            return _with_computed(ctx, x, before)
+        value = 0.0 if known is None else known.reshape(-1)[0].item()
     widths = [width for pair in zip(before, after, strict=True) for width in pair]
     if mode == "constant":
         return relax.op.nn.pad(x, widths, pad_value=value)
@@ -67,3 +72,22 @@ def _by_slices(ctx: Context, x: Expr, before: list[int], after: list[int], mode:
             pieces.insert(0 if front else len(pieces), ctx.emit(piece))
         x = ctx.emit(relax.op.concat(pieces, axis=axis))
     return x
+
+
+def _with_computed(ctx: Context, x: Expr, before: list[int]) -> Expr:
+    """Constant padding with a value that is computed at run time."""
+    from tvm import relax, te, tirx
+
+    shape = [int(dim) for dim in ctx.bb.normalize(x).ty.shape]
+    value = ctx.emit(relax.op.reshape(ctx.inputs[2], (1,)))
+
+    def define(source: Any, fill: Any) -> Any:  # noqa: ANN401
+        def at(*index: Any) -> Any:  # noqa: ANN401
+            place = [item - begin for item, begin in zip(index, before, strict=True)]
+            inside = [tirx.all(p >= 0, p < size) for p, size in zip(place, shape, strict=True)]
+            safe = [tirx.max(tirx.min(p, size - 1), 0) for p, size in zip(place, shape, strict=True)]
+            return tirx.if_then_else(tirx.all(*inside), source(*safe), fill(0))
+
+        return te.compute(ctx.out_shape(), at, name="pad")
+
+    return ctx.bb.call_te(define, x, value, primfunc_name_hint="pad")

@@ -1,5 +1,5 @@
 """Operators over one axis that Relax either lacks or lowers to a sort on the heap: running sums, the k largest,
-writing at indices, one-hot rows.
+one-hot rows, entries of a cache.
 
 Each is a definition that computes every output element on its own, so all of them are data parallel and none writes
 where an index points.
@@ -7,13 +7,11 @@ where an index points.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
-from ingot.frontend.onnx_ops.index import bounded_indices
 from ingot.frontend.tvm_types import Expr
 
 # Comparisons of one TopK: beyond it the quadratic definition is no longer reasonable.
@@ -96,127 +94,6 @@ def _top_k(ctx: Context) -> Expr:
     ranks = ctx.emit(ctx.bb.call_te(rank, ctx.inputs[0], primfunc_name_hint="topk_rank"))
     where = ctx.emit(ctx.bb.call_te(places, ranks, primfunc_name_hint="topk_places"))
     return [ctx.bb.call_te(values, ctx.inputs[0], where, primfunc_name_hint="topk_values"), where]
-
-
-def _scatter(
-    ctx: Context,
-    data: Expr,
-    sources: list[Expr],
-    extents: tuple[int, ...],
-    hit: Callable[..., Any],
-    update: Callable[..., Any],
-) -> Expr:
-    """`data` with updates written in: for each element, over all candidates `k`, those that `hit` says are its own.
-
-    hit(index, k, *sources) and update(index, k, *sources) are TE expressions; without a reduction the last one wins.
-    """
-    from tvm import te, tirx
-
-    shape, dtype = ctx.shape(), ctx.dtype()
-    kind = ctx.attr("reduction", "none")
-    count = int(np.prod(extents, dtype=np.int64))
-    if dtype == "bool" and kind != "none":
-        raise ctx.unsupported("a reduction of bool", "numbers")
-
-    def last(*tensors: Any) -> Any:  # noqa: ANN401
-        k = te.reduce_axis((0, count), "k")
-
-        def at(*index: Any) -> Any:  # noqa: ANN401
-            return te.max(tirx.Select(hit(index, k, *tensors), k.astype("int32"), tirx.const(-1, "int32")), axis=k)
-
-        return te.compute(shape, at, name="last")
-
-    def chosen(values: Any, where: Any, *tensors: Any) -> Any:  # noqa: ANN401
-        def at(*index: Any) -> Any:  # noqa: ANN401
-            k = tirx.max(where(*index), tirx.const(0, "int32")).astype("int64")
-            return tirx.if_then_else(where(*index) >= 0, update(index, k, *tensors), values(*index))
-
-        return te.compute(shape, at, name="scatter")
-
-    if kind == "none":
-        where = ctx.emit(ctx.bb.call_te(last, *sources, primfunc_name_hint="scatter_last"))
-        return ctx.bb.call_te(chosen, data, where, *sources, primfunc_name_hint="scatter")
-
-    limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
-    low, high = (-np.inf, np.inf) if np.dtype(dtype).kind == "f" else (int(limits.min), int(limits.max))
-    neutral = {"add": 0, "mul": 1, "max": low, "min": high}.get(kind)
-    if neutral is None:
-        raise ctx.unsupported(f"reduction {kind!r}", "none, add, mul, max or min")
-    combine: Callable[[Any, Any], Any] = {
-        "add": lambda x, y: x + y,
-        "mul": lambda x, y: x * y,
-        "max": tirx.max,
-        "min": tirx.min,
-    }[kind]
-    reducer = te.comm_reducer(lambda x, y: combine(x, y), lambda t: tirx.const(neutral, t), name=kind)
-
-    def reduced(*tensors: Any) -> Any:  # noqa: ANN401
-        k = te.reduce_axis((0, count), "k")
-
-        def at(*index: Any) -> Any:  # noqa: ANN401
-            value = tirx.if_then_else(hit(index, k, *tensors), update(index, k, *tensors), tirx.const(neutral, dtype))
-            return reducer(value, axis=k)
-
-        return te.compute(shape, at, name="updates")
-
-    def joined(values: Any, updates: Any) -> Any:  # noqa: ANN401
-        return te.compute(shape, lambda *i: combine(values(*i), updates(*i)), name="scatter")
-
-    updates = ctx.emit(ctx.bb.call_te(reduced, *sources, primfunc_name_hint="scatter_updates"))
-    return ctx.bb.call_te(joined, data, updates, primfunc_name_hint="scatter")
-
-
-@converts("Scatter", "ScatterElements")
-def _scatter_elements(ctx: Context) -> Expr:
-    from tvm import tirx
-
-    shape, places = ctx.shape(), ctx.shape(1)
-    axis = normal_axis(ctx.attr("axis", 0), len(shape))
-    bounded = ctx.emit(bounded_indices(ctx, 1, (shape[axis],)))
-
-    def inside(index: tuple[Any, ...]) -> Any:  # noqa: ANN401
-        checks = [index[i] < places[i] for i in range(len(shape)) if i != axis and places[i] < shape[i]]
-        result = tirx.const(True, "bool")
-        for check in checks:
-            result = tirx.And(result, check)
-        return result
-
-    def safe(index: tuple[Any, ...], k: Any) -> tuple[Any, ...]:  # noqa: ANN401
-        moved = tuple(
-            tirx.min(item, tirx.const(places[i] - 1, "int64")) if places[i] < shape[i] else item
-            for i, item in enumerate(index)
-        )
-        return _replaced(moved, axis, k)
-
-    def hit(index: tuple[Any, ...], k: Any, indices: Any, _: Any) -> Any:  # noqa: ANN401
-        return tirx.And(inside(index), indices(*safe(index, k)).astype("int64").equal(index[axis]))
-
-    def update(index: tuple[Any, ...], k: Any, _: Any, updates: Any) -> Any:  # noqa: ANN401
-        return updates(*safe(index, k))
-
-    return _scatter(ctx, ctx.inputs[0], [bounded, ctx.inputs[2]], (places[axis],), hit, update)
-
-
-@converts("ScatterND")
-def _scatter_nd(ctx: Context) -> Expr:
-    from tvm import relax, tirx
-
-    shape, places = ctx.shape(), ctx.shape(1)
-    depth, count = places[-1], int(np.prod(places[:-1], dtype=np.int64))
-    bounded = ctx.emit(bounded_indices(ctx, 1, shape[:depth]))
-    indices = ctx.emit(relax.op.reshape(bounded, (count, depth)))
-    updates = ctx.emit(relax.op.reshape(ctx.inputs[2], (count, *shape[depth:])))
-
-    def hit(index: tuple[Any, ...], k: Any, where: Any, _: Any) -> Any:  # noqa: ANN401
-        result = tirx.const(True, "bool")
-        for i in range(depth):
-            result = tirx.And(result, where(k, i).astype("int64").equal(index[i]))
-        return result
-
-    def update(index: tuple[Any, ...], k: Any, _: Any, values: Any) -> Any:  # noqa: ANN401
-        return values(k, *index[depth:])
-
-    return _scatter(ctx, ctx.inputs[0], [indices, updates], (count,), hit, update)
 
 
 @converts("TensorScatter")

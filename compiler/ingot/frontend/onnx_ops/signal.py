@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ingot.frontend.fourier import matrices
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 from ingot.frontend.tvm_types import Expr
 
-# Elements of the matrix: the definition is quadratic in the length.
-_MAX_MATRIX = 2**24
-
 
 def _matrices(ctx: Context, length: int, rows: int, inverse: bool, dtype: str) -> tuple[Expr, Expr]:
-    """Cosines and sines [length, rows]; each place of the product `i * k` is reduced before it becomes an angle."""
-    if length * rows > _MAX_MATRIX:
-        raise ctx.unsupported(f"a transform of {length} to {rows}", f"at most {_MAX_MATRIX} factors")
-    turns = np.outer(np.arange(length), np.arange(rows)) % length / length
-    angles = 2 * np.pi * turns * (1 if inverse else -1)
-    factor = 1 / length if inverse else 1.0
+    """Cosines and sines [length, rows] as weights."""
+    cosines, sines = matrices(length, rows, inverse=inverse)
     kind = np.dtype(dtype)
-    return ctx.array("cosines", (np.cos(angles) * factor).astype(kind)), ctx.array(
-        "sines", (np.sin(angles) * factor).astype(kind)
-    )
+    return ctx.array("cosines", cosines.astype(kind)), ctx.array("sines", sines.astype(kind))
 
 
 @converts("DFT")
@@ -78,3 +72,43 @@ def _mirrored(ctx: Context, x: Expr, have: int, length: int, *, negative: bool) 
         relax.op.take(x, ctx.array("mirror", np.where(beyond, 0, source)), len(ctx.shape()) - 2, mode="clip")
     )
     return relax.op.multiply(whole, ctx.array(f"signs{int(negative)}", sign.astype(np.dtype(ctx.dtype()))))
+
+
+@converts("STFT")
+def _stft(ctx: Context) -> Expr:
+    """Frames of the signal times the window, each transformed: [batch, frames, bins, 2]."""
+    from tvm import relax, te
+
+    shape = ctx.shape()
+    step = int(ctx.need(1, "frame step").reshape(()))
+    length = ctx.shape(2)[0] if ctx.has(2) else int(ctx.need(3, "frame length").reshape(()))
+    if ctx.has(3) and int(ctx.need(3, "frame length").reshape(())) != length:
+        raise ctx.unsupported(f"a window of {length}", "a window as long as a frame")
+    batch, frames, bins, _ = ctx.out_shape()
+
+    def cut(x: Any, *window: Any) -> Any:  # noqa: ANN401
+        def at(n: Any, frame: Any, i: Any, part: Any) -> Any:  # noqa: ANN401
+            value = x[(n, frame * step + i, part) if len(shape) == 3 else (n, frame * step + i)]
+            return value * window[0][i] if window else value
+
+        return te.compute((batch, frames, length, shape[2] if len(shape) == 3 else 1), at, name="frames")
+
+    arguments = [ctx.inputs[0], *([ctx.inputs[2]] if ctx.has(2) else [])]
+    whole = ctx.emit(ctx.bb.call_te(cut, *arguments, primfunc_name_hint="frames"))
+    cosines, sines = _matrices(ctx, length, bins, False, ctx.dtype())
+
+    def part(index: int) -> Expr:
+        piece = relax.op.strided_slice(whole, [3], [index], [index + 1], [1])
+        return ctx.emit(relax.op.reshape(piece, (batch, frames, length)))
+
+    first, second = relax.op.matmul(part(0), cosines), relax.op.matmul(part(0), sines)
+    if len(shape) == 3 and shape[2] == 2:
+        first = relax.op.subtract(first, relax.op.matmul(part(1), sines))
+        second = relax.op.add(second, relax.op.matmul(part(1), cosines))
+    return relax.op.stack([ctx.emit(first), ctx.emit(second)], axis=3)
+
+
+@converts("MelWeightMatrix")
+def _mel(ctx: Context) -> Expr:
+    """Only reached where an input is no constant: the matrix's shape depends on them."""
+    raise ctx.unsupported("bins or rates that are computed at run time", "constants")
