@@ -12,12 +12,15 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "compiler" / "ingot"
 
 ROOMS = {"runtime", "errors", "architectures", "native", "target", "program", "frontend", "schedules", "passes"}
-ROOMS |= {"autotune", "packager", "emulator"}
+ROOMS |= {"arrays", "images", "autotune", "quantize", "packager", "emulator"}
 # Each room and the rooms it may import, besides itself. The order is the data flow's.
 ALLOWED: dict[str, set[str]] = {
     "runtime": set(),
     "errors": {"runtime"},
     "architectures": {"errors"},
+    # Data files of users: untrusted, read only as far as they fit.
+    "arrays": {"errors", "runtime"},
+    "images": {"errors", "runtime"},
     "native": {"errors", "architectures"},
     "target": {"errors", "architectures", "native"},
     "program": {"errors"},
@@ -30,6 +33,8 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "architectures", "native", "target", "frontend", "schedules", "passes", "program"),
         *("packager", "runtime", "emulator"),
     },
+    # Runs the float model on samples; the driver gives it the function that compiles and loads a model.
+    "quantize": {"errors", "target", "frontend", "schedules", "passes", "arrays", "images", "runtime"},
     "packager": {"errors", "architectures", "native", "target", "program", "frontend", "schedules", "runtime"},
     # Builds a program that runs an artifact under qemu-user: for the command line and for tests.
     "emulator": {"errors", "architectures", "target", "packager", "runtime"},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Union
 
 from ingot.errors import OptionError
 from ingot.target import load_target
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from ingot.target import Target
 
 #: Arithmetic the compiler can generate.
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 
+#: Where calibration samples are: a file or folder, or arrays by input name.
+Calibration = Union[str, "os.PathLike[str]", Mapping[str, Any]]
 Progress = Callable[[str, int, int], None]
 
 
@@ -42,6 +46,8 @@ def compile(
     bind: Mapping[str, Bindable] | None = None,
     state: Mapping[str, Kept] | None = None,
     precision: str = "fp32",
+    calibrate: Calibration | None = None,
+    calibrator: str = "mse",
     selftest: bool = True,
     log: str | os.PathLike[str] | None = None,
     threads: int = 1,
@@ -56,26 +62,30 @@ def compile(
     shape:     static shapes by input name, for dimensions the model leaves open.
     bind:      values by input name (arrays, numbers or lists of them): these inputs become constants of the model.
     state:     an output by input name, or (output, first value): the model keeps them from one run to the next.
-    precision: arithmetic of float layers; layers that are quantised in the model stay so.
+    precision: arithmetic of float layers; layers that are quantised in the model stay so. "int8" quantises them.
+    calibrate: samples for precision="int8": a .npz file, a folder of .npy, .npz, .png or .jpg files, or arrays by input
+               name, with the samples along a first dimension (see `ingot.quantize.samples`).
+    calibrator: how ranges follow from samples: see `ingot.quantize.calibrators`.
     selftest:  store a seeded input's expected outputs, from ONNX Runtime or LiteRT, in the artifact.
     log:       a folder of tuning logs to use before those that come with ingot, see `ingot tune`.
     threads:   how many threads the model will mostly run on; of use only to choose among measured configs.
     progress:  called with (stage, number done, number of stages).
     print_ir_after, show_ir: `show_ir(step, text)` gets the program after each named step.
 
-    Raises ModelError, UnsupportedError, ShapeError, TargetError, OptionError, LogError or ToolchainError.
+    Raises ModelError, UnsupportedError, ShapeError, TargetError, OptionError, InputError, LogError or ToolchainError.
     """
     from ingot.autotune.lookup import load as load_logs
     from ingot.packager.artifact import package
     from ingot.packager.selftest import build_selftest
 
-    if precision not in PRECISIONS:
-        raise OptionError("unknown precision", where="precision", found=precision, allowed=", ".join(PRECISIONS))
+    _check_precision(precision, calibrate)
     report = _Reporter(progress)
     board = load_target(target)
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
     imported = _import(path, shape, bind, state)
+    if calibrate is not None:
+        imported = _quantize(imported, board, calibrate, calibrator, progress)
     planned = _run_passes(imported, board, measured, print_ir_after=print_ir_after, show_ir=show_ir, report=report)
     report("generate_code")
     program = _generate(planned)
@@ -102,17 +112,31 @@ def relax_after(
     shape: Mapping[str, Sequence[int]] | None = None,
     bind: Mapping[str, Bindable] | None = None,
     state: Mapping[str, Kept] | None = None,
+    precision: str = "fp32",
+    calibrate: Calibration | None = None,
+    calibrator: str = "mse",
 ) -> str:
-    """Return the program as text after the named compiler step, and stop there.
+    """Return the program as text after the named compiler step, and stop there. The options are those of `compile`.
 
     Raises OptionError for an unknown step, else what `compile` raises.
     """
     from ingot.passes.pipeline import run, text_of
     from ingot.passes.state import State
 
+    _check_precision(precision, calibrate)
     board = load_target(target)
     imported = _import(path, shape, bind, state)
+    if calibrate is not None:
+        imported = _quantize(imported, board, calibrate, calibrator, None)
     return text_of(run(State(imported.module, imported.weights, imported, board), stop_after=step))
+
+
+def _check_precision(precision: str, calibrate: Calibration | None) -> None:
+    if precision not in PRECISIONS:
+        raise OptionError("unknown precision", where="precision", found=precision, allowed=", ".join(PRECISIONS))
+    if (precision == "int8") != (calibrate is not None):
+        wrong = "int8 needs calibration samples" if precision == "int8" else "only int8 needs calibration samples"
+        raise OptionError(wrong, where="precision", found=precision, hint="--precision int8 --calibrate samples.npz")
 
 
 class _Reporter:
@@ -143,6 +167,49 @@ def _import(
     from ingot.frontend import import_model
 
     return import_model(path, shape, bind, state)
+
+
+def _quantize(
+    imported: Imported, board: Target, calibrate: Calibration, calibrator: str, progress: Progress | None
+) -> Imported:
+    """Return the model with its layers quantised after training."""
+    from ingot.quantize.ptq import Options, quantize
+    from ingot.quantize.samples import ArraySamples, FileSamples
+
+    samples: ArraySamples | FileSamples
+    if isinstance(calibrate, Mapping):
+        samples = ArraySamples(calibrate, imported.inputs)
+    else:
+        samples = FileSamples(Path(calibrate), imported.inputs)
+    with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
+        quantized = quantize(
+            imported,
+            board,
+            samples,
+            Options(calibrator),
+            build=lambda model: _build_here(model, Path(folder)),
+            tick=progress or (lambda *_: None),
+        )
+    return replace(quantized, notices=(*quantized.notices, *samples.notices))
+
+
+def _build_here(imported: Imported, folder: Path) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """Compile a model for this machine and load it: arrays by input name in, the outputs in order out."""
+    from ingot.packager.artifact import package
+    from ingot.passes.pipeline import run as run_passes
+    from ingot.passes.state import State
+    from ingot.runtime.loader import load
+
+    here = load_target("native")
+    state = run_passes(State(imported.module, imported.weights, imported, here))
+    artifact = package(_generate(state), imported, here, precision="fp32", selftest=None)
+    model = load(str(artifact.save(folder / f"{secrets.token_hex(8)}.so")))
+
+    def run(feeds: Mapping[str, Any]) -> list[Any]:
+        outputs = model.run(dict(feeds))
+        return [outputs[spec.name] for spec in imported.outputs]
+
+    return run
 
 
 def _run_passes(

@@ -231,8 +231,8 @@ def test_images_of_another_size_are_resized(ingot: Ingot, tiny_so: Path, tmp_pat
 
 def test_image_layouts_and_dtypes() -> None:
     pytest.importorskip("PIL")
-    from ingot.cli.images import Preprocessing, _convert, _layout
     from ingot.errors import InputError
+    from ingot.images import Preprocessing, _convert, _layout
     from ingot.runtime.loader import TensorSpec
 
     def spec(shape: list[int], dtype: str = "float32", quantization: object = None) -> TensorSpec:

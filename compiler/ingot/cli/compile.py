@@ -60,6 +60,18 @@ _STAGES = {
 @bind_option
 @state_option
 @click.option("--precision", default="fp32", show_default=True, help="Arithmetic of float layers.")
+@click.option(
+    "--calibrate",
+    type=PATH,
+    metavar="FILE|FOLDER",
+    help="Samples for --precision int8: .npz, or a folder of arrays or images.",
+)
+@click.option(
+    "--calibrator",
+    default="mse",
+    show_default=True,
+    help="How ranges follow from samples: minmax, percentile, entropy, mse.",
+)
 @click.option("--emit", type=click.Choice(tuple(ENDINGS)), default="so", show_default=True, help="What to write.")
 @click.option("--log", type=PATH, metavar="DIR", help="A folder of tuning logs to use, see `ingot tune`.")
 @click.option(
@@ -80,6 +92,8 @@ def command(
     binds: Sequence[str],
     states: Sequence[str],
     precision: str,
+    calibrate: Path | None,
+    calibrator: str,
     emit: str,
     log: Path | None,
     threads: int,
@@ -97,7 +111,8 @@ def command(
     interface = {"shape": parse_shapes(shapes), "bind": parse_binds(binds), "state": parse_states(states)}
     if stop_after is not None:
         _check_steps([stop_after])
-        _write_program(model, target or _NATIVE, interface, stop_after, output, also=print_after)
+        precise = {"precision": precision, "calibrate": calibrate, "calibrator": calibrator}
+        _write_program(model, target or _NATIVE, {**interface, **precise}, stop_after, output, also=print_after)
         return
     paths = _output_paths(model, output, emit)
     _check_steps(print_after)
@@ -110,6 +125,8 @@ def command(
             target=target or _NATIVE,
             **interface,
             precision=precision,
+            calibrate=calibrate,
+            calibrator=calibrator,
             selftest=not no_selftest,
             log=log,
             threads=threads,
@@ -158,7 +175,7 @@ def _check_steps(names: Sequence[str]) -> None:
 
 
 def _write_program(
-    model: Path, target: str, interface: dict[str, Any], step: str, output: Path | None, *, also: Sequence[str]
+    model: Path, target: str, options: dict[str, Any], step: str, output: Path | None, *, also: Sequence[str]
 ) -> None:
     if also:
         raise OptionError("--stop-after and --print-ir-after do not go together", hint="leave one of them out")
@@ -168,7 +185,7 @@ def _write_program(
     to_file = output is not None and str(output) != "-"
     if output is not None and to_file:
         check_output(output, inputs=(model,))
-    text = relax_after(model, step, target=target, **interface) + "\n"
+    text = relax_after(model, step, target=target, **options) + "\n"
     if output is not None and to_file:
         from ingot.packager.artifact import write_file
 

@@ -74,7 +74,7 @@ class Peer:
 
     def feed(self, inputs: dict[str, Array]) -> None:
         """Change the inputs, which keep their names, dtypes and shapes."""
-        from ingot.cli.arrays import npz_bytes
+        from ingot.arrays import npz_bytes
 
         with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
             path = Path(folder) / "inputs.npz"
@@ -142,7 +142,7 @@ def peers(
     contestants: Sequence[tuple[str, Path]], threads: int, inputs: Sequence[dict[str, Array]]
 ) -> Iterator[list[Peer]]:
     """Load each (engine, model) with its inputs in a process of its own, one after the other; all are stopped then."""
-    from ingot.cli.arrays import npz_bytes
+    from ingot.arrays import npz_bytes
 
     running: list[Peer] = []
     with tempfile.TemporaryDirectory(prefix="ingot-") as name:

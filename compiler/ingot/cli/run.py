@@ -16,7 +16,7 @@ from ingot.errors import InputError, OptionError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ingot.cli.images import Preprocessing
+    from ingot.images import Preprocessing
     from ingot.runtime.loader import Model, TensorSpec
 
     Array = np.ndarray[Any, Any]
@@ -82,7 +82,7 @@ def command(
     """
     import ingot
     from ingot.cli.files import check_output, new_folder
-    from ingot.cli.images import Preprocessing, parse_numbers
+    from ingot.images import Preprocessing, parse_numbers
 
     scales = parse_numbers("--scale", scale)
     if scales is not None and len(scales) != 1:
@@ -111,8 +111,8 @@ def command(
 
 def _read_inputs(model: Model, given: Sequence[str], how: Preprocessing) -> dict[str, Array]:
     """Arrays by name. What is missing, extra or does not fit is left for the model to refuse."""
-    from ingot.cli.arrays import Archive, kind_of, load_npy
-    from ingot.cli.images import load_image
+    from ingot.arrays import Archive, kind_of, load_npy
+    from ingot.images import load_image
 
     specs = {spec.name: spec for spec in model.inputs}
     arrays: dict[str, Array] = {}
@@ -231,7 +231,7 @@ def _read_labels(path: Path, spec: TensorSpec) -> list[str]:
 
 
 def _write_archive(path: Path, outputs: dict[str, Array]) -> None:
-    from ingot.cli.arrays import npz_bytes
+    from ingot.arrays import npz_bytes
     from ingot.packager.artifact import write_file
 
     write_file(path, npz_bytes(outputs))
@@ -239,7 +239,7 @@ def _write_archive(path: Path, outputs: dict[str, Array]) -> None:
 
 def _write_folder(folder: Path, outputs: dict[str, Array]) -> dict[str, Path]:
     """Write one .npy file per output, named after it as far as a file name can be."""
-    from ingot.cli.arrays import npy_bytes
+    from ingot.arrays import npy_bytes
     from ingot.packager.artifact import write_file
 
     files: dict[str, Path] = {}

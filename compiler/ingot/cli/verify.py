@@ -271,7 +271,7 @@ def _samples(
     inputs: Sequence[TensorSpec], data: Path | None, seed: int
 ) -> Iterator[tuple[int, Iterator[dict[str, Array]]]]:
     """How many samples there are, and these: seeded random ones, or those of a file, read one at a time."""
-    from ingot.cli.arrays import Archive, kind_of
+    from ingot.arrays import Archive, kind_of
     from ingot.cli.peers import random_feeds
 
     if data is None:

@@ -103,6 +103,7 @@ class Rewriter:
         self.map: dict[Expr, Expr] = {}
         self.definition: dict[Expr, Expr] = {}  # new variable -> the expression bound to it
         self.finish: Callable[[Expr], Expr] = lambda expr: expr  # applied to each output
+        self.extra_outputs: list[Expr] = []  # old variables that `main` returns too, after its outputs
         self.params: list[Expr] = list(self.function.params)
         self._weight_vars: dict[str, Expr] = {str(p.name): p for p in self.params[state.n_inputs :]}
 
@@ -167,7 +168,7 @@ class Rewriter:
         builder = self.builder
         builder.begin_scope(self.params)
         builder._begin_dataflow_block()
-        outputs = outputs_of(self.function)
+        outputs = [*outputs_of(self.function), *self.extra_outputs]
         for binding in bindings_of(self.function):
             value = binding.value
             name = str(binding.var.name)

@@ -43,13 +43,13 @@ class Header:
 
 def kind_of(path: Path) -> str:
     """Decide by content what a data file is: "npy", "npz" or "other". Raises InputError if it cannot be read."""
-    with _open(path) as file:
+    with open_file(path) as file:
         head = file.read(6)
     return "npy" if head == _NPY else "npz" if head[:4] in (_ZIP, _EMPTY_ZIP) else "other"
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def open_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file for reading. Raises InputError."""
     try:
         # Not blocking: a FIFO that nobody writes to must not hang.
@@ -65,7 +65,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _header(stream: IO[bytes], where: str) -> Header:
+def read_header(stream: IO[bytes], where: str) -> Header:
     """Read a .npy header. Raises InputError for what is none, and for a version that only structured arrays need."""
     try:
         version = np.lib.format.read_magic(stream)
@@ -81,7 +81,7 @@ def _header(stream: IO[bytes], where: str) -> Header:
     return Header(dtype, tuple(shape), bool(fortran))
 
 
-def _stand_in(header: Header, where: str) -> Array:
+def stand_in(header: Header, where: str) -> Array:
     """An array of the header's dtype and shape without its memory, for the model to refuse in its own words."""
     try:
         return np.broadcast_to(np.empty((), header.dtype), header.shape)
@@ -90,7 +90,8 @@ def _stand_in(header: Header, where: str) -> Array:
         raise InputError("the array file claims an impossible size", where=where, found=found) from None
 
 
-def _read(stream: IO[bytes], header: Header, count: int, where: str) -> bytes:
+def read_bytes(stream: IO[bytes], header: Header, count: int, where: str) -> bytes:
+    """Exactly `count` bytes of the array's data. Raises InputError where there are fewer."""
     data = b""
     try:
         data = stream.read(count)
@@ -107,7 +108,8 @@ def _read(stream: IO[bytes], header: Header, count: int, where: str) -> bytes:
     return data
 
 
-def _matches(header: Header, spec: TensorSpec) -> bool:
+def matches(header: Header, spec: TensorSpec) -> bool:
+    """Say whether an array file has the dtype an input asks for."""
     # NumPy has no bfloat16: arrays of ml_dtypes.bfloat16 are saved as two opaque bytes.
     raw = spec.type == "bfloat16" and header.dtype == np.dtype("V2")
     return raw or header.dtype == spec.dtype
@@ -115,16 +117,16 @@ def _matches(header: Header, spec: TensorSpec) -> bool:
 
 def _load(stream: IO[bytes], spec: TensorSpec, where: str) -> Array:
     """The array if it is what `spec` asks for, else a stand-in that the model will refuse."""
-    header = _header(stream, where)
-    if not _matches(header, spec) or header.shape != spec.shape:
-        return _stand_in(header, where)
-    data = _read(stream, header, spec.nbytes, where)
+    header = read_header(stream, where)
+    if not matches(header, spec) or header.shape != spec.shape:
+        return stand_in(header, where)
+    data = read_bytes(stream, header, spec.nbytes, where)
     return np.frombuffer(data, spec.dtype).reshape(spec.shape, order="F" if header.fortran else "C")
 
 
 def load_npy(path: Path, spec: TensorSpec) -> Array:
     """The array in a .npy file, of any dtype and shape; with data only if they are the model's. Raises InputError."""
-    with _open(path) as file:
+    with open_file(path) as file:
         return _load(file, spec, str(path))
 
 
@@ -152,7 +154,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stack = contextlib.ExitStack()
-        file = self._stack.enter_context(_open(path))
+        file = self._stack.enter_context(open_file(path))
         try:
             self._zip = self._stack.enter_context(zipfile.ZipFile(file))
         except _BROKEN as error:
@@ -169,21 +171,23 @@ class Archive:
         """Close the file."""
         self._stack.close()
 
-    def _member(self, name: str) -> IO[bytes]:
+    def member(self, name: str) -> IO[bytes]:
+        """Open one array's .npy stream."""
         inside = f"{name}.npy" if f"{name}.npy" in self._zip.namelist() else name
         try:
             return self._zip.open(inside)
         except (*_BROKEN, KeyError) as error:
             found = " ".join(str(error).split())[:200]
-            raise InputError("the .npz file is damaged", where=self._where(name), found=found) from None
+            raise InputError("the .npz file is damaged", where=self.where(name), found=found) from None
 
-    def _where(self, name: str) -> str:
+    def where(self, name: str) -> str:
+        """Say in words which array of which file is meant."""
         return f"{self._path}, array {name!r}"
 
     def load(self, name: str, spec: TensorSpec) -> Array:
         """One array, as `load_npy` gives it."""
-        with self._member(name) as stream:
-            return _load(stream, spec, self._where(name))
+        with self.member(name) as stream:
+            return _load(stream, spec, self.where(name))
 
     def samples(self, name: str, spec: TensorSpec) -> tuple[int, Iterator[Array]]:
         """How many samples an array holds, and these, read one at a time.
@@ -191,19 +195,19 @@ class Archive:
         An array of exactly the model's shape is one sample; one with more rows along a first dimension that is 1 in
         the model holds a sample in each row. Anything else comes as one stand-in, for the model to refuse.
         """
-        stream = self._member(name)
+        stream = self.member(name)
         self._stack.callback(stream.close)
-        header, where = _header(stream, self._where(name)), self._where(name)
+        header, where = read_header(stream, self.where(name)), self.where(name)
         many = spec.shape[:1] == (1,) and header.shape[1:] == spec.shape[1:] and len(header.shape) == len(spec.shape)
         if header.shape != spec.shape and (not many or header.fortran or not header.shape[0]):
-            return 1, iter([_stand_in(header, where)])
-        if not _matches(header, spec):
-            return 1, iter([_stand_in(header, where)])
+            return 1, iter([stand_in(header, where)])
+        if not matches(header, spec):
+            return 1, iter([stand_in(header, where)])
         count = header.shape[0] if many else 1
 
         def rows() -> Iterator[Array]:
             for _ in range(count):
-                data = _read(stream, header, spec.nbytes, where)
+                data = read_bytes(stream, header, spec.nbytes, where)
                 yield np.frombuffer(data, spec.dtype).reshape(spec.shape, order="F" if header.fortran else "C")
 
         return count, rows()

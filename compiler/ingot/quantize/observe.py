@@ -1,0 +1,112 @@
+"""Running the float model on samples and looking at what its tensors hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ingot.frontend.interface import Imported, TensorSpec
+from ingot.passes.rewriter import Rewriter, shape_of
+from ingot.passes.state import State
+from ingot.quantize.affine import Affine
+from ingot.quantize.calibrators import BINS, Observed
+from ingot.quantize.graph import Expr, Layer, Placement
+from ingot.quantize.patches import Moments, take
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+#: A compiled model on this machine: arrays by input name in, its outputs in order out.
+Run = Callable[[Feeds], Sequence[Array]]
+#: Compiles a model for this machine.
+Build = Callable[[Imported], Run]
+#: Called with what is being done, how many samples are done, and how many there are.
+Tick = Callable[[str, int, int], None]
+
+#: Values of a tensor that one sample adds to its histogram, at most.
+_COUNTED = 1 << 16
+#: Input patches of a layer that all samples together give, about.
+_PATCHES = 1 << 13
+
+
+class Samples(Protocol):
+    """Calibration data: arrays by input name for each sample, as often as they are asked for."""
+
+    def __len__(self) -> int:
+        """Return how many samples there are."""
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Read them one at a time."""
+
+
+def with_outputs(state: State, variables: Sequence[Expr]) -> Imported:
+    """Return the model with the given variables as further outputs, after its own."""
+    rewriter = Rewriter(state, lambda *_: None)
+    rewriter.extra_outputs = list(variables)
+    seen = rewriter.run()
+    specs = tuple(TensorSpec(f"observed_{i}", "float32", shape_of(var)) for i, var in enumerate(variables))
+    outputs = (*state.imported.outputs, *specs)
+    return replace(state.imported, module=seen.module, weights=dict(seen.weights), outputs=outputs, states=())
+
+
+class Observer:
+    """The float model with its stored tensors as outputs, and three ways to look at them.
+
+    A tensor's values count the same in every sample. `tick` hears of every sample.
+    """
+
+    def __init__(self, state: State, placement: Placement, samples: Samples, build: Build, tick: Tick) -> None:
+        self.samples, self.tick, self.placement = samples, tick, placement
+        inputs = list(state.module["main"].params[: state.n_inputs])
+        self._inputs = {var: spec.name for var, spec in zip(inputs, state.imported.inputs, strict=True)}
+        self._watched = [var for var in placement.stored if var not in self._inputs]
+        self._first = len(state.imported.outputs)
+        self._run = build(with_outputs(state, self._watched)) if self._watched else None
+
+    def _each(self, doing: str) -> Iterator[Callable[[Expr], Array]]:
+        """Run every sample and give a function from stored variable to its value."""
+        total = len(self.samples)
+        for number, feeds in enumerate(self.samples):
+            self.tick(doing, number, total)
+            outputs = self._run(feeds)[self._first :] if self._run is not None else []
+            values = dict(zip(self._watched, outputs, strict=True))
+            values.update({var: feeds[name] for var, name in self._inputs.items() if var in self.placement.group})
+            yield values.__getitem__
+        self.tick(doing, total, total)
+
+    def extremes(self) -> dict[int, tuple[float, float]]:
+        """Return the smallest and the largest value of each scale's tensors."""
+        found: dict[int, tuple[float, float]] = {}
+        for value in self._each("ranges"):
+            for var in self.placement.stored:
+                array, group = value(var), self.placement.group[var]
+                low, high = found.get(group, (np.inf, -np.inf))
+                found[group] = (min(low, float(array.min())), max(high, float(array.max())))
+        return found
+
+    def histograms(self, extremes: Mapping[int, tuple[float, float]]) -> dict[int, Observed]:
+        """Return the histogram of each scale's tensors between their extremes."""
+        counts = {group: np.zeros(BINS, np.int64) for group in extremes}
+        for value in self._each("histograms"):
+            for var in self.placement.stored:
+                group = self.placement.group[var]
+                low, high = extremes[group]
+                array = value(var).reshape(-1)
+                array = array[:: max(1, array.size // _COUNTED)]
+                if high > low:
+                    bins = (array - np.float32(low)) * np.float32(BINS / (high - low))
+                    counts[group] += np.bincount(np.clip(bins, 0, BINS - 1).astype(np.int64), minlength=BINS)
+        return {group: Observed(*extremes[group], counts[group]) for group in extremes}
+
+    def moments(self, layers: Sequence[Layer], affine: Mapping[int, Affine]) -> dict[str, Moments]:
+        """Return the moments of each layer's input patches, at positions drawn with a fixed seed."""
+        found = {layer.name: Moments(layer) for layer in layers}
+        random = np.random.default_rng(0)
+        each = max(1, _PATCHES // max(1, len(self.samples)))
+        for value in self._each("moments"):
+            for layer in layers:
+                patches = take(layer, value(layer.data), each, random)
+                found[layer.name].add(patches, affine[self.placement.group[layer.data]].rounded(patches))
+        return found

@@ -1,0 +1,125 @@
+"""Post-training quantisation from end to end, judged by the float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import ingot
+from frontend.tiny_models import model_of
+from ingot.driver import relax_after
+from ingot.errors import OptionError
+from ingot.frontend import import_model
+from ingot.passes.rewriter import bindings_of, op_name
+from ingot.quantize.graph import Graph, place
+from ingot.quantize.ptq import prepare
+from ingot.target import load_target
+from quantize.models import small_net, small_samples, sqnr
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_net(tmp_path_factory.mktemp("net") / "net.onnx")
+
+
+@pytest.fixture(scope="module")
+def graph(net: Path) -> Graph:
+    return Graph(prepare(import_model(net), load_target("native")))
+
+
+def test_every_tensor_between_layers_is_stored_in_8_bits(graph: Graph) -> None:
+    placement = place(graph)
+    assert [layer.kind for layer in graph.layers.values()] == ["conv2d", "depthwise", "conv2d", "conv2d", "matmul"]
+    producers = [op_name(graph.value.get(var)) or "input" for var in placement.stored]
+    # conv1 + relu, conv2 + relu, conv3, the sum, conv4, two pools, their concatenation, its mean, flattened.
+    assert producers.count("relax.nn.relu") == 2
+    assert {"input", "relax.concat", "relax.mean", "relax.nn.max_pool2d", "relax.reshape"} <= set(producers)
+    assert len(producers) == 11
+    outputs = [var for var in placement.stored if not graph.readers.get(var)]
+    assert not outputs, "nothing reads these in 8 bits"
+
+
+def test_data_that_only_moves_keeps_its_scale(graph: Graph) -> None:
+    placement = place(graph)
+    by_operator: dict[str, set[int]] = {}
+    for var in placement.stored:
+        by_operator.setdefault(op_name(graph.value.get(var)), set()).add(placement.group[var])
+    assert by_operator["relax.reshape"] == by_operator["relax.mean"]
+    # c4 has no reader but its pool; s is read by conv4 too, whose precision the concatenation must not cost.
+    pools = by_operator["relax.nn.max_pool2d"]
+    assert len(pools) == 2 and by_operator["relax.concat"] < pools
+
+
+def test_layers_kept_in_float_read_and_write_float(graph: Graph) -> None:
+    first = next(iter(graph.layers))
+    placement = place(graph, {first})
+    assert not any(var in placement.group for var in graph.inputs)
+    everything = place(graph, graph.layers)
+    assert not everything.stored and not everything.integer
+
+
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+def test_a_quantised_network_computes_what_the_float_one_does(calibrator: str, net: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "samples.npz", x=small_samples(32))
+    reference = ingot.load(ingot.compile(net, selftest=False).save(tmp_path / "float.so"))
+    artifact = ingot.compile(
+        net, precision="int8", calibrate=tmp_path / "samples.npz", calibrator=calibrator, selftest=False
+    )
+    quantised = ingot.load(artifact.save(tmp_path / "int8.so"))
+    assert artifact.metadata["precision"] == "int8"
+    fresh = small_samples(32, seed=2)
+    wanted = np.concatenate([reference(x[None]) for x in fresh])
+    found = np.concatenate([quantised(x[None]) for x in fresh])
+    assert sqnr(wanted, found) > (20 if calibrator == "entropy" else 28)
+
+
+def test_weights_and_sums_are_integers(net: Path) -> None:
+    text = relax_after(net, "whole_numbers", precision="int8", calibrate={"x": small_samples(8)})
+    assert text.count('dtype="int8"') >= 5
+    assert "w3_int8" in text
+
+
+def test_wrong_options_are_refused(net: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="needs calibration"):
+        ingot.compile(net, precision="int8")
+    with pytest.raises(OptionError, match="only int8"):
+        ingot.compile(net, calibrate={"x": small_samples(8)})
+    with pytest.raises(OptionError, match="unknown calibrator"):
+        ingot.compile(net, precision="int8", calibrate={"x": small_samples(8)}, calibrator="best")
+
+
+def test_a_channel_of_zeros_and_a_constant_input(tmp_path: Path) -> None:
+    """Zeros have no scale of their own, and an input that never varies has no range: neither may divide by zero."""
+    net = small_net(tmp_path / "net.onnx")
+    model = onnx.load(net)
+    for weight in model.graph.initializer:
+        if weight.name in ("w1", "w3"):
+            array = onnx.numpy_helper.to_array(weight).copy()
+            array[0] = 0
+            weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    onnx.save(model, net)
+    same = np.full((8, 3, 16, 16), 0.25, np.float32)
+    reference = ingot.load(ingot.compile(net, selftest=False).save(tmp_path / "float.so"))
+    artifact = ingot.compile(net, precision="int8", calibrate={"x": same}, selftest=False)
+    quantised = ingot.load(artifact.save(tmp_path / "int8.so"))
+    assert sqnr(reference(same[:1]), quantised(same[:1])) > 28
+
+
+def test_an_already_quantised_model_is_refused(tmp_path: Path, net: Path) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    weights = {"s": np.array(0.1, np.float32), "z": np.array(3, np.uint8)}
+    onnx.save(model_of(nodes, {"x": ("float32", (1, 4))}, ["y"], weights), tmp_path / "q.onnx")
+    with pytest.raises(OptionError, match="quantised already"):
+        ingot.compile(tmp_path / "q.onnx", precision="int8", calibrate={"x": np.ones((8, 4), np.float32)})
+
+
+def test_bindings_stay_one_block(graph: Graph) -> None:
+    assert len(bindings_of(graph.main)) == len(graph.bindings)

@@ -1,0 +1,42 @@
+"""Rounding of weights: per channel, with and without the inputs' moments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingot.quantize.weights import passed_on, symmetric_scales
+
+
+def test_a_row_of_zeros_has_a_scale_of_one() -> None:
+    rows = np.array([[0.0, 0.0], [1.0, -2.54]], np.float32)
+    assert symmetric_scales(rows).tolist() == [1.0, np.float32(2.54 / 127)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 130), st.integers(0, 1000))
+def test_passing_errors_on_lowers_the_output_error(size: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    inputs = random.standard_normal((400, size)) @ random.standard_normal((size, size))
+    rows = random.uniform(-20, 20, (6, size))
+    covariance = np.cov(inputs.T).reshape(size, size)
+    stored = passed_on(rows, covariance, 127)
+    assert np.array_equal(stored, np.rint(stored)) and np.abs(stored).max() <= 127
+
+    def output_error(rounded: np.ndarray) -> float:
+        return float(np.einsum("ok,kl,ol->", rows - rounded, covariance, rows - rounded))
+
+    assert output_error(stored) <= output_error(np.rint(rows)) * 1.02
+
+
+def test_independent_inputs_are_rounded_to_nearest() -> None:
+    rows = np.random.default_rng(0).uniform(-100, 100, (3, 70))
+    assert np.array_equal(passed_on(rows, np.eye(70), 127), np.rint(rows))
+
+
+@pytest.mark.parametrize("size", [1, 9])
+def test_inputs_that_never_vary_are_rounded_to_nearest(size: int) -> None:
+    rows = np.random.default_rng(0).uniform(-100, 100, (3, size))
+    assert np.array_equal(passed_on(rows, np.zeros((size, size)), 127), np.rint(rows))
