@@ -132,8 +132,8 @@ def load_npy(path: Path, spec: TensorSpec) -> Array:
 
 def load_any(path: Path) -> Array:
     """The array in a .npy file, whatever its dtype and shape, if the file holds all of it. Raises InputError."""
-    with _open(path) as file:
-        header = _header(file, str(path))
+    with open_file(path) as file:
+        header = read_header(file, str(path))
         if header.dtype.kind not in "biuf" and header.dtype != np.dtype("V2"):  # V2: bfloat16, which NumPy lacks
             found = str(header.dtype)
             raise InputError("the array does not hold numbers", where=str(path), found=found, allowed="numbers")
@@ -143,7 +143,7 @@ def load_any(path: Path) -> Array:
         if size != left:
             found = f"{left} bytes of data"
             raise InputError("the array file has another size", where=str(path), found=found, allowed=f"{size} bytes")
-        data = _read(file, header, size, str(path))
+        data = read_bytes(file, header, size, str(path))
     array = np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 

@@ -64,7 +64,7 @@ def parse_shapes(values: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 def parse_binds(values: Sequence[str]) -> dict[str, Any]:
     """Read `--bind` values to numbers, lists or arrays by input name. Raises OptionError, or InputError for a file."""
-    from ingot.cli.arrays import load_any
+    from ingot.arrays import load_any
 
     binds: dict[str, Any] = {}
     for value in values:
@@ -88,7 +88,7 @@ def parse_binds(values: Sequence[str]) -> dict[str, Any]:
 
 def parse_states(values: Sequence[str]) -> dict[str, Any]:
     """Read `--state` values: an output, or (output, first value), by input. Raises OptionError or InputError."""
-    from ingot.cli.arrays import load_any
+    from ingot.arrays import load_any
 
     states: dict[str, Any] = {}
     for value in values:

@@ -145,7 +145,7 @@ def _read_inputs(model: Model, given: Sequence[str], how: Preprocessing) -> dict
 
 def _stream(model: Model, given: Sequence[str]) -> dict[str, Array]:
     """The outputs of a run for each row of the inputs, stacked on a first axis. Raises InputError."""
-    from ingot.cli.arrays import load_any
+    from ingot.arrays import load_any
 
     specs = {spec.name: spec for spec in model.inputs}
     arrays: dict[str, Array] = {}
