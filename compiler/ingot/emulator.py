@@ -131,7 +131,11 @@ def stream_under_qemu(
         if done.returncode != 0:
             raise RunError("the emulated model failed", where=where, found=_reason(done))
         found = [_read(folder / f"out{i}", spec, len(steps)) for i, spec in enumerate(metadata["outputs"])]
-        return [[array[run] for array in found] for run in range(len(steps))]
+        shapes = np.fromfile(folder / "shapes", dtype=np.int64).reshape(len(steps), len(found), -1)
+        return [
+            [array[run][tuple(map(slice, shapes[run, i, : array.ndim - 1]))] for i, array in enumerate(found)]
+            for run in range(len(steps))
+        ]
 
 
 def _pairs(specs: Sequence[dict[str, Any]], feeds: Sequence[Array]) -> list[tuple[dict[str, Any], Array]]:

@@ -6,6 +6,7 @@ buffers, and where those buffers lie.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -75,7 +76,8 @@ class Program:
     """A whole lowered model. `objects` holds relocatable ELF objects with all kernels; `llvm_ir` their LLVM text.
 
     `state_bytes` is the size of each of the two halves of an instance's state; `initial_state` the offset in the
-    weights of what the first run finds, None for zeros.
+    weights of what the first run finds, None for zeros. `counters` gives the offset in a half of each counter, by its
+    number among the model's outputs.
     """
 
     steps: tuple[Step | CopyStep, ...]
@@ -85,6 +87,7 @@ class Program:
     macs: int
     state_bytes: int = 0
     initial_state: int | None = None
+    counters: Mapping[int, int] = field(default_factory=dict)
     llvm_ir: str = field(repr=False, default="")
     relax: str = field(repr=False, default="")
 

@@ -35,6 +35,7 @@ def notes() -> dict[str, bytes]:
     meta = metadata_of(library())
     good = encode(meta)
     tensor = meta["inputs"][0]
+    output = meta["outputs"][0]
     bound = {"name": "k", "dtype": "int64", "shape": [1], "position": 0, "values": [1], "sha256": ""}
     state = {"input": "h", "output": "i", "dtype": "int8", "shape": [1], "initial": 0}
     state |= {"input_position": 0, "output_position": 0}
@@ -77,6 +78,8 @@ def notes() -> dict[str, bytes]:
         "no bound inputs": encode({key: value for key, value in meta.items() if key != "bound"}),
         "a bound value as text": note(meta, bound=[{**bound, "values": ["1"]}]),
         "a bound value without a place": note(meta, bound=[{k: v for k, v in bound.items() if k != "position"}]),
+        "a count along no axis": note(meta, outputs=[{**output, "counted": len(output["shape"])}]),
+        "an output without a count": note(meta, outputs=[{k: v for k, v in output.items() if k != "counted"}]),
         "no states": encode({key: value for key, value in meta.items() if key != "states"}),
         "a state before the weights": note(meta, states=[{**state, "initial": -1}]),
         "a state without a shape": note(meta, states=[{k: v for k, v in state.items() if k != "shape"}]),
@@ -99,6 +102,7 @@ ONLY_PYTHON = (
     *("nine dimensions", "another dtype", "unhashable dtype", "same names", "quantization text", "axis beyond"),
     *("scales of one, zero points of none", "no scales", "scale without end", "zero point without end"),
     *("no bound inputs", "a bound value as text", "a bound value without a place"),
+    *("a count along no axis", "an output without a count"),
     *("no states", "a state before the weights", "a state without a shape"),
 )
 
@@ -142,7 +146,9 @@ def test_every_field_is_needed_and_checked(tmp_path: Path) -> None:
                 if isinstance(place, list):
                     continue
                 del place[path[-1]]
-            elif (value is None and path[-1] == "quantization") or (value is True and path == ("selftest",)):
+            elif (value is None and path[-1] in ("quantization", "counted")) or (
+                value is True and path == ("selftest",)
+            ):
                 continue
             else:
                 place[path[-1]] = value

@@ -47,13 +47,17 @@ class Executable:
             self.library = ctypes.CDLL(str(place / "k.so"))
 
     def run(self, feeds: Sequence[np.ndarray], pieces: int = 1) -> list[np.ndarray]:
-        """Run once; every kernel's range is cut into `pieces`, in order, as threads would."""
-        specs = self.imported.outputs
+        """Run once from the first state; kernels' ranges in `pieces`, in order; outputs cut to the size they have."""
+        specs = self.imported.user_outputs
         outputs = [aligned(int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize) for s in specs]
         arena = aligned(self.program.arena_bytes)
         arena[:] = 0xAB  # whatever was there before must not matter
         for out in outputs:
             out[:] = 0xCD
+        halves = [aligned(self.program.state_bytes) for _ in range(2)]
+        if self.program.initial_state is not None:
+            start = self.program.initial_state
+            halves[0][:] = self.weights[start : start + self.program.state_bytes]
         inputs = [np.ascontiguousarray(f) for f in feeds]
 
         def address(ref: BufferRef) -> int:
@@ -62,6 +66,7 @@ class Executable:
                 "output": lambda: outputs[ref.index],
                 "arena": lambda: arena,
                 "weight": lambda: self.weights,
+                "state": lambda: halves[ref.index],
             }
             return int(base[ref.place]().ctypes.data) + ref.offset
 
@@ -74,7 +79,13 @@ class Executable:
             for begin, end in pairwise(cuts):
                 if begin < end:
                     function(*[ctypes.c_void_p(address(a)) for a in step.args], begin, end)
-        return [o.view(s.dtype).reshape(s.shape) for o, s in zip(outputs, specs, strict=True)]
+        found = [o.view(s.dtype).reshape(s.shape) for o, s in zip(outputs, specs, strict=True)]
+        for item in self.imported.counts:  # what does not exist is cut off
+            place = self.imported.user_output_places.index(item.output)
+            start = self.program.counters[item.counter]
+            count = int(halves[1][start : start + 8].view(np.int64)[0])
+            found[place] = np.take(found[place], range(count), item.axis)
+        return found
 
 
 def execute(state: State, feeds: Sequence[np.ndarray], folder: Path, pieces: int = 1) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-/* Drives the model of test_state.py: y = s + x, and s becomes y; s starts as 10, 20, 30. */
+/* Drives the model of test_state.py: y = s + x, and s becomes y; s starts as 10, 20, 30. z are the x above 1. */
 #include "ingot.h"
 
 #include <stdio.h>
@@ -19,10 +19,11 @@ static const int64_t shape[] = {3};
 
 /* One run; whether y is x, twice x, ... `times` times, on top of the first state. */
 static int adds_up(const ingot_api *api, ingot_model *model, float times) {
-    float x[3] = {1, 2, 3}, y[3] = {0, 0, 0};
+    float x[3] = {1, 2, 3}, y[3] = {0, 0, 0}, z[3] = {9, 9, 9};
     const ingot_tensor in = {x, sizeof x, INGOT_FLOAT32, 1, shape, INGOT_CPU, 0};
-    const ingot_tensor out = {y, sizeof y, INGOT_FLOAT32, 1, shape, INGOT_CPU, 0};
-    CHECK(api->run(model, &in, 1, &out, 1) == INGOT_OK);
+    const ingot_tensor out[] = {{y, sizeof y, INGOT_FLOAT32, 1, shape, INGOT_CPU, 0},
+                                {z, sizeof z, INGOT_FLOAT32, 1, shape, INGOT_CPU, 0}};
+    CHECK(api->run(model, &in, 1, out, 2) == INGOT_OK);
     for (int i = 0; i < 3; i++)
         if (y[i] != (float)(10 * (i + 1)) + times * x[i]) return 0;
     return 1;
@@ -34,8 +35,8 @@ int main(void) {
     ingot_model *a, *b;
     double error = -1;
     CHECK(api->struct_size == sizeof(ingot_api) && api->describe(&info) == INGOT_OK);
-    CHECK(info->struct_size == sizeof *info && info->n_inputs == 1 && info->n_outputs == 1);
-    CHECK(info->state_bytes == 64 && !strcmp(info->inputs[0].name, "x") && !strcmp(info->outputs[0].name, "y"));
+    CHECK(info->struct_size == sizeof *info && info->n_inputs == 1 && info->n_outputs == 2);
+    CHECK(info->state_bytes == 128 && !strcmp(info->inputs[0].name, "x") && !strcmp(info->outputs[0].name, "y"));
 
     /* Memory of the caller's, full of what was there before. */
     void *memory = aligned_alloc(64, (size_t)info->memory_bytes);
@@ -45,9 +46,15 @@ int main(void) {
         .struct_size = sizeof options, .threads = 2, .memory = memory, .memory_bytes = info->memory_bytes};
     CHECK(api->create(&options, &a) == INGOT_OK && api->create(NULL, &b) == INGOT_OK);
 
+    int64_t sizes[INGOT_MAX_NDIM] = {-1};
+    CHECK(api->output_shape(a, 1, sizes) == INGOT_OK && sizes[0] == 0);
     CHECK(adds_up(api, a, 1) && adds_up(api, a, 2) && adds_up(api, a, 3));
+    CHECK(api->output_shape(a, 1, sizes) == INGOT_OK && sizes[0] == 2); /* not all of x are above 1 */
+    CHECK(api->output_shape(a, 0, sizes) == INGOT_OK && sizes[0] == 3);
+    CHECK(api->output_shape(a, 2, sizes) == INGOT_ERR_COUNT && api->output_shape(a, -1, sizes) == INGOT_ERR_COUNT);
+    CHECK(api->output_shape(a, 0, NULL) == INGOT_ERR_NULL && api->output_shape(NULL, 0, sizes) == INGOT_ERR_NULL);
     CHECK(adds_up(api, b, 1)); /* each instance has its own */
-    CHECK(api->run(a, NULL, 1, NULL, 1) == INGOT_ERR_NULL);
+    CHECK(api->run(a, NULL, 1, NULL, 2) == INGOT_ERR_NULL);
     CHECK(adds_up(api, a, 4)); /* a refused run changes nothing */
     CHECK(api->reset(NULL) == INGOT_ERR_NULL && api->reset(a) == INGOT_OK);
     CHECK(adds_up(api, a, 1) && adds_up(api, a, 2));

@@ -12,7 +12,7 @@ import pytest
 from handmade import HOST, compile_c
 from ingot import load
 from ingot.errors import CompilerError
-from ingot.frontend.interface import Imported, StateTensor, TensorSpec
+from ingot.frontend.interface import Counted, Imported, StateTensor, TensorSpec
 from ingot.packager.artifact import Artifact, package
 from ingot.packager.selftest import SelfTest, random_inputs, store
 from ingot.program import BufferRef, Kernel, Param, Program, Step
@@ -25,6 +25,13 @@ KERNELS_C = """
 void ingot_sum_add(const float *s, const float *x, float *y, float *t, int32_t begin, int32_t end) {
     for (int32_t i = begin; i < end; i++) t[i] = y[i] = s[i] + x[i];
 }
+void ingot_sum_pick(const float *x, float *z, int64_t *count, int32_t begin, int32_t end) {
+    (void)begin, (void)end;
+    count[0] = 0;
+    for (int32_t i = 0; i < 3; i++) z[i] = 0;
+    for (int32_t i = 0; i < 3; i++)
+        if (x[i] > 1) z[count[0]++] = x[i];
+}
 """
 SEED = 77
 FIRST = np.array([10, 20, 30], np.float32)
@@ -36,30 +43,35 @@ def parts(initial: np.ndarray = FIRST) -> tuple[Program, Imported, SelfTest]:
     kernel = Kernel("ingot_sum_add", (read, read, write, write), 3)
     refs = (BufferRef("state", 0, 0, 12), BufferRef("input", 0, 0, 12))
     refs += (BufferRef("output", 0, 0, 12), BufferRef("state", 1, 0, 12))
+    pick = Kernel("ingot_sum_pick", (read, write, Param("int64", readonly=False)), 1)
+    picked = (BufferRef("input", 0, 0, 12), BufferRef("output", 1, 0, 12), BufferRef("state", 1, 64, 8))
     program = Program(
-        steps=(Step(kernel, refs, "Add"),),
+        steps=(Step(kernel, refs, "Add"), Step(pick, picked, "Compress")),
         objects=(compile_c(KERNELS_C, load_target(HOST).zig_triple, load_target(HOST).baseline()),),
-        weights=bytes(64) + initial.tobytes() + bytes(52) if initial.any() else b"",
+        weights=bytes(64) + initial.tobytes() + bytes(116) if initial.any() else b"",
         arena_bytes=0,
         macs=0,
-        state_bytes=64,
+        state_bytes=128,
+        counters={3: 64},
         initial_state=64 if initial.any() else None,
     )
     imported = Imported(
         module=None,  # type: ignore[arg-type]
         weights={},
         inputs=(replace(spec, name="s"), spec),
-        outputs=(replace(spec, name="y"), replace(spec, name="t")),
+        outputs=(*(replace(spec, name=name) for name in "ytz"), TensorSpec("z#count", "int64", (1,))),
         name="sum",
         source_format="onnx",
         source_sha256="ef" * 32,
         source_peak_bytes=0,
         notices=(),
         states=(StateTensor(0, 1, initial),),
+        counts=(Counted(2, 0, 3),),
     )
     x = random_inputs(imported.user_inputs, SEED)["x"]
     twice = store(initial + x + x, imported.user_outputs[0], 1e-6)
-    return program, imported, SelfTest(SEED, (twice,), runs=2)
+    above = store(np.zeros(3, np.float32), imported.user_outputs[1], 1e-6)  # the seeded x are below 1
+    return program, imported, SelfTest(SEED, (twice, above), runs=2)
 
 
 def built(initial: np.ndarray = FIRST) -> Artifact:
@@ -88,14 +100,20 @@ def test_state_from_python(initial: np.ndarray, tmp_path: Path) -> None:
     path = built(initial).save(tmp_path / "sum.so")
     x = np.array([1, 2, 3], np.float32)
     with load(path, threads=1) as model:
-        assert [spec.name for spec in (*model.inputs, *model.outputs)] == ["x", "y"]
+        assert [spec.name for spec in (*model.inputs, *model.outputs)] == ["x", "y", "z"]
         assert [(e["input"], e["output"], e["shape"]) for e in model.metadata["states"]] == [("s", "t", [3])]
         for times in (1, 2, 3):
-            np.testing.assert_array_equal(model(x), initial + times * x)
+            np.testing.assert_array_equal(model(x)[0], initial + times * x)
+        assert model.outputs[1].shape == (3,) and model.metadata["outputs"][1]["counted"] == 0
+        np.testing.assert_array_equal(model(x)[1], [2, 3])
+        assert model(x - 9)[1].shape == (0,)
+        mine = np.full(3, 7, np.float32)
+        np.testing.assert_array_equal(model.run({"x": x}, {"z": mine})["z"], [2, 3])
+        np.testing.assert_array_equal(mine, [2, 3, 0])
         model.reset()
-        np.testing.assert_array_equal(model(x), initial + x)
+        np.testing.assert_array_equal(model(x)[0], initial + x)
         assert model.selftest() == 0
-        np.testing.assert_array_equal(model(x), initial + x)
+        np.testing.assert_array_equal(model(x)[0], initial + x)
 
 
 def test_a_program_that_writes_the_state_it_reads_is_refused() -> None:
@@ -103,10 +121,10 @@ def test_a_program_that_writes_the_state_it_reads_is_refused() -> None:
     step = program.steps[0]
     assert isinstance(step, Step)
     own = replace(step, args=(*step.args[:3], BufferRef("state", 0, 0, 12)))
-    beyond = replace(step, args=(*step.args[:3], BufferRef("state", 1, 56, 12)))
+    beyond = replace(step, args=(*step.args[:3], BufferRef("state", 1, 120, 12)))
     for wrong in (replace(program, steps=(own,)), replace(program, steps=(beyond,)), replace(program, state_bytes=32)):
         with pytest.raises(CompilerError, match="inconsistent"):
             package(wrong, imported, load_target(HOST), precision="fp32", selftest=None)
     with pytest.raises(CompilerError, match="state"):
-        outside = replace(program, initial_state=128)
+        outside = replace(program, initial_state=192)
         package(outside, imported, load_target(HOST), precision="fp32", selftest=None)

@@ -61,6 +61,19 @@ class StateTensor:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """An output whose size along `axis` depends on data: `outputs[output]` has the size in `outputs[counter]`.
+
+    The counter is an int64[1] that the caller does not get. The output's own shape is the largest one; zeros lie behind
+    its last entry.
+    """
+
+    output: int
+    axis: int
+    counter: int
+
+
+@dataclass(frozen=True)
 class Imported:
     """A model in the compiler's normal form (see `ingot.frontend.normal_form`).
 
@@ -68,7 +81,8 @@ class Imported:
     parameter's name. `name` is a C identifier made from the file's stem. `source_peak_bytes` is the largest number
     of bytes live at once on the source graph, in its own order, without weights, inputs and outputs: a lower bound
     for any arena. `notices` are sentences the user should read. `bound` are inputs of the source that are constants
-    here. `states` are pairs of an input and an output that a compiled model keeps for itself.
+    here. `states` are pairs of an input and an output that a compiled model keeps for itself. `counts` are outputs
+    whose size depends on data.
     """
 
     module: tvm.IRModule
@@ -82,6 +96,7 @@ class Imported:
     notices: tuple[str, ...]
     bound: tuple[Bound, ...] = ()
     states: tuple[StateTensor, ...] = ()
+    counts: tuple[Counted, ...] = ()
 
     @property
     def user_inputs(self) -> tuple[TensorSpec, ...]:
@@ -97,6 +112,11 @@ class Imported:
 
     @property
     def user_outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs that a caller gets, in order: those that are no state."""
-        kept = {state.output for state in self.states}
-        return tuple(spec for i, spec in enumerate(self.outputs) if i not in kept)
+        """The outputs that a caller gets, in order: those that are neither state nor counters."""
+        return tuple(self.outputs[i] for i in self.user_output_places)
+
+    @property
+    def user_output_places(self) -> tuple[int, ...]:
+        """The places of `user_outputs` in `outputs`."""
+        kept = {state.output for state in self.states} | {count.counter for count in self.counts}
+        return tuple(i for i in range(len(self.outputs)) if i not in kept)

@@ -39,6 +39,9 @@ def keep_states(imported: Imported, states: Mapping[str, Kept] | None) -> Import
         source, result = imported.inputs[i], imported.outputs[o]
         if any(other.output == o for other in found):
             raise OptionError("an output is the next value of two states", where=f"output {output_name!r}")
+        if any(item.output == o for item in imported.counts):
+            what = "a state needs a fixed size, and that of its output depends on data"
+            raise OptionError(what, where=f"state {name}={output_name}")
         if (source.dtype, source.shape, source.quantization) != (result.dtype, result.shape, result.quantization):
             raise OptionError(
                 "the input and the output of a state differ",
@@ -48,7 +51,7 @@ def keep_states(imported: Imported, states: Mapping[str, Kept] | None) -> Import
                 hint="give --shape for dimensions that the model leaves open",
             )
         found.append(StateTensor(i, o, _initial(source, initial)))
-    if len(found) == len(imported.outputs):
+    if len(found) + len({item.counter for item in imported.counts}) == len(imported.outputs):
         raise OptionError("no output is left", found="every output is a state", allowed="at least one other output")
     return replace(imported, states=tuple(sorted(found, key=lambda item: item.input)))
 

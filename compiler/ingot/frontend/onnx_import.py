@@ -13,7 +13,7 @@ import numpy as np
 
 from ingot.errors import IngotError, ModelError, UnsupportedError
 from ingot.frontend.bind import Bindable, bound_inputs
-from ingot.frontend.interface import CONSTANT_ELEMENTS, Imported, TensorSpec
+from ingot.frontend.interface import CONSTANT_ELEMENTS, Counted, Imported, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
 from ingot.frontend.onnx_ops import IN_FLOAT32, own_converter, tvm_converters
@@ -62,6 +62,7 @@ def import_onnx(
     for name, kind in types.items():
         _check_tensor(f"input {name!r}", kind)
     graph = make_static(model, types, sizes)
+    graph.outputs += graph.counters
     for name in graph.outputs:
         _check_tensor(f"output {name!r}", graph.types[name])
     peak = _source_peak(graph)
@@ -77,6 +78,12 @@ def import_onnx(
         source_peak_bytes=peak,
         notices=notices,
         bound=bound,
+        counts=tuple(
+            Counted(graph.outputs.index(name), extent.axis, graph.outputs.index(extent.counter))
+            for name in graph.outputs
+            for extent in [graph.extents.get(name)]
+            if extent is not None
+        ),
     )
 
 
@@ -180,7 +187,7 @@ class _Importer:
                 try:
                     for node, label in self.graph.nodes:
                         self._convert(node, label)
-                    result = [self._value(name) for name in self.graph.outputs]
+                    result = [self._result(name) for name in self.graph.outputs]
                 except IngotError as error:
                     # Raised below: a builder left with open blocks prints a warning of its own.
                     failure, result = error, inputs
@@ -195,6 +202,22 @@ class _Importer:
         if name not in self.values:
             self.values[name] = self._make_weight(name, self.graph.constants[name])
         return self.values[name]
+
+    def _result(self, name: str) -> Expr:
+        """An output; zeros lie where it has no entries because its size depends on data."""
+        from tvm import te, tirx
+
+        value, extent = self._value(name), self.graph.extents.get(name)
+        if extent is None:
+            return value
+        kind, axis = self.graph.types[name], extent.axis
+
+        def define(x: Expr, count: Expr) -> Expr:
+            zero = tirx.const(0, dtype_name(kind.elem))
+            here = tirx.const(0, "int64")
+            return te.compute(kind.shape, lambda *i: tirx.Select(i[axis] < count(here), x(*i), zero), name="counted")
+
+        return self.bb.emit(self.bb.call_te(define, value, self._value(extent.counter), primfunc_name_hint="counted"))
 
     def _make_weight(self, name: str, array: np.ndarray) -> Expr:
         from tvm import relax

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingot.errors import ModelError, UnsupportedError
+from ingot.frontend.counted import OPERATORS as COUNTED
+from ingot.frontend.counted import bounds
+from ingot.frontend.extents import Extent, Situation, follow
 from ingot.frontend.liveness import is_view
 from ingot.frontend.onnx_contrib import DOMAIN, OPERATORS, contrib_body
 from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, Labelled, Unroller, check_steps, function_body, rename
@@ -56,7 +59,10 @@ class TensorType:
 
 @dataclass
 class StaticGraph:
-    """Nodes to convert, in order, with the type of every tensor and the value of every constant."""
+    """Nodes to convert, in order, with the type of every tensor and the value of every constant.
+
+    A tensor in `extents` has its largest shape as its type.
+    """
 
     opset: int
     inputs: list[str]
@@ -64,6 +70,12 @@ class StaticGraph:
     nodes: list[tuple[onnx.NodeProto, str]] = field(default_factory=list)
     types: dict[str, TensorType] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+    extents: dict[str, Extent] = field(default_factory=dict)
+
+    @property
+    def counters(self) -> list[str]:
+        """The counters of outputs whose size depends on data, each once."""
+        return list(dict.fromkeys(self.extents[name].counter for name in self.outputs if name in self.extents))
 
 
 def make_static(model: OnnxModel, inputs: dict[str, TensorType], sizes: dict[str, int]) -> StaticGraph:
@@ -122,6 +134,8 @@ class _Walker:
 
         from ingot.frontend.onnx_ops import is_supported
 
+        if not self._is_plain(node) or not is_supported(node.domain, node.op_type):
+            self._follow(node, label, (), None)
         if node.domain in ("", "ai.onnx") and node.op_type in ("If", "Scan", "Loop"):
             self._check_inputs(node, label)
             if node.op_type == "Scan" and self.static.opset < 9:
@@ -243,6 +257,8 @@ class _Walker:
             self._check_either(node, label)
         if not any(name in self.used for name in node.output):
             return
+        if node.op_type in ("Shape", "Size"):
+            self._follow(node, label, (), None)
         simple = self._simple_constant(node, label)
         if simple is not None:
             self._constant(node.output[0], simple)
@@ -250,6 +266,7 @@ class _Walker:
         constants = self.static.constants
         known = [constants[name] for name in node.input if name in constants]
         all_known = len(known) == sum(1 for name in node.input if name)
+        counted = node.op_type in COUNTED and self._is_plain(node)
         inferred = self._infer(node, label)
         if all_known and node.op_type not in _NEVER_FOLDED and self._fits(known, inferred):
             values = self._evaluate(node, label)
@@ -258,6 +275,8 @@ class _Walker:
                     if name:
                         self._constant(name, value)
                 return
+        if counted:
+            node, inferred = self._count(node, label)
         # An output nobody reads, such as Dropout's mask, needs no type: in `types` are used tensors only.
         inferred = {name: kind for name, kind in inferred.items() if name in self.used}
         missing = [name for name, kind in inferred.items() if kind is None]
@@ -270,12 +289,73 @@ class _Walker:
                 hint="fix the model's input shapes, or bind the inputs that decide sizes: --bind NAME=VALUE",
             )
         self.static.types.update({name: kind for name, kind in inferred.items() if kind is not None})
+        self._follow(node, label, tuple(inferred), next(iter(inferred.values())))
         for name, kind in inferred.items():
             if kind is not None and 0 in kind.shape:
                 self._constant(name, _empty(kind))
         if all(name in self.static.constants for name in inferred):
             return
         self.static.nodes.append((node, label))
+
+    @staticmethod
+    def _is_plain(node: onnx.NodeProto) -> bool:
+        """Whether this is an operator of ONNX itself that holds no graph."""
+        return node.domain in ("", "ai.onnx") and node.op_type not in ("If", "Scan", "Loop")
+
+    def _count(self, node: onnx.NodeProto, label: str) -> tuple[onnx.NodeProto, dict[str, TensorType | None]]:
+        """A node that chooses how many results it has, with one more output that counts them, and its largest types."""
+        import onnx
+
+        types = self.static.types
+        shapes = [types[name].shape if name else () for name in node.input]
+        found = bounds(node, shapes, [self.static.constants.get(name) for name in node.input], label)
+        elem, integer = types[node.input[0]].elem, int(onnx.TensorProto.INT64)
+        inferred: dict[str, TensorType | None] = {}
+        for name, shape, whole in zip(node.output, found.shapes, found.integers, strict=False):
+            if name:
+                checked_count(shape, 64, label)
+                inferred[name] = TensorType(integer if whole else elem, shape)
+        if found.exact:
+            return node, inferred
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        counter = f"{node.output[0] or label}#count"
+        while counter in types:
+            counter += "'"
+        copy.output.extend([""] * (len(found.shapes) - len(copy.output)) + [counter])
+        self.used.add(counter)
+        for name, axis in zip(node.output, found.axes, strict=False):
+            if name and axis is not None:
+                self.static.extents[name] = Extent(axis, counter)
+        return copy, {**inferred, counter: TensorType(integer, (1,))}
+
+    def _follow(self, node: onnx.NodeProto, label: str, outputs: tuple[str, ...], kind: TensorType | None) -> None:
+        """Give the outputs of a node the extent of its inputs; UnsupportedError where it would need their true size.
+
+        Without a `kind` of its outputs no extent can be followed.
+        """
+        types, extents = self.static.types, self.static.extents
+        held = {name for _, inner in all_nodes_of(node) for name in inner.input} if kind is None else set(node.input)
+        mine = {place: extents[name] for place, name in enumerate(node.input) if name in extents}
+        if not held & set(extents):
+            return
+        found = None
+        if mine and kind is not None:
+            shapes = [types[name].shape if name else () for name in node.input]
+            constants = [self.static.constants.get(name) for name in node.input]
+            found = follow(Situation(node, shapes, constants, kind.shape), mine)
+        if found is None:
+            name = next(name for name in (*node.input, *sorted(held)) if name in extents)
+            axis = extents[name].axis
+            raise UnsupportedError(
+                "an operator needs the size of a tensor whose size depends on data",
+                where=label,
+                found=f"input {name!r}, at most {types[name].shape[axis]} along axis {axis}",
+                allowed="operators that compute each of its entries alone",
+                hint="end the model before this operator, and do the rest in the program that calls it",
+            )
+        for name in outputs:
+            extents[name] = found
 
     def _simple_constant(self, node: onnx.NodeProto, label: str) -> np.ndarray | None:
         """The value of a Constant, ConstantOfShape, Shape, Size, or of a view of a constant; else None."""

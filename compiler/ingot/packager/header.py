@@ -9,18 +9,20 @@ from ingot.packager.link import runtime_source
 from ingot.packager.metadata import COMPILER, memory_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ingot.frontend.interface import Imported, TensorSpec
     from ingot.program import Program
     from ingot.target import Target
 
 
-def _rows(kind: str, specs: Sequence[TensorSpec]) -> str:
-    return "".join(
-        f" *   {kind} {i}: {c_comment(spec.name)}  {spec.dtype} [{', '.join(map(str, spec.shape))}]\n"
-        for i, spec in enumerate(specs)
-    )
+def _rows(kind: str, specs: Sequence[TensorSpec], counted: Mapping[int, int] | None = None) -> str:
+    rows = []
+    for i, spec in enumerate(specs):
+        axis = (counted or {}).get(i)
+        shape = ", ".join(f"<= {size}" if place == axis else str(size) for place, size in enumerate(spec.shape))
+        rows.append(f" *   {kind} {i}: {c_comment(spec.name)}  {spec.dtype} [{shape}]\n")
+    return "".join(rows)
 
 
 def _states(imported: Imported) -> str:
@@ -34,11 +36,12 @@ def _states(imported: Imported) -> str:
 
 def model_h(program: Program, imported: Imported, target: Target) -> str:
     """The text of model.h. It can stand beside the headers of other models: each contains ingot.h under its guard."""
+    counted = {imported.user_output_places.index(item.output): item.axis for item in imported.counts}
     upper = f"INGOT_{imported.name.upper()}"
     return f"""\
 /* {c_comment(imported.name)}: compiled by {COMPILER} for {c_comment(target.name)} ({c_comment(target.triple)}).
  *
-{_rows("input", imported.user_inputs)}{_rows("output", imported.user_outputs)}{_states(imported)} */
+{_rows("input", imported.user_inputs)}{_rows("output", imported.user_outputs, counted)}{_states(imported)} */
 #ifndef {upper}_H
 #define {upper}_H
 

@@ -137,6 +137,7 @@ def build_metadata(
     program: Program, imported: Imported, target: Target, *, precision: str, has_selftest: bool
 ) -> dict[str, Any]:
     """Everything `inspect`, `check` and the loaders want to know; plain JSON types only."""
+    axes = {imported.user_output_places.index(item.output): item.axis for item in imported.counts}
     return {
         "format": FORMAT,
         "abi": ABI_VERSION,
@@ -153,7 +154,7 @@ def build_metadata(
             "libc_version": target.libc_version,
         },
         "inputs": [_tensor(spec) for spec in imported.user_inputs],
-        "outputs": [_tensor(spec) for spec in imported.user_outputs],
+        "outputs": [_tensor(spec) | {"counted": axes.get(i)} for i, spec in enumerate(imported.user_outputs)],
         "bound": [_bound(bound) for bound in imported.bound],
         "states": [_state(kept, imported, program) for kept in imported.states],
         "state_bytes": program.state_bytes,

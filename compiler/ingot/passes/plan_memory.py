@@ -135,30 +135,38 @@ def pack_weights(values: Iterable[Value]) -> tuple[bytes, dict[int, int]]:
     return b"".join(blob), offsets
 
 
-def place_interface(imported: Imported) -> tuple[dict[tuple[str, int], BufferRef], int, bytes]:
+@dataclass(frozen=True)
+class Interface:
     """Where the model's inputs and outputs lie, by kind and number: at the caller, or in a half of the state.
 
-    Also the bytes of a half, and what the first run finds there (empty if that is zeros).
+    half: its bytes. initial: what the first run finds there (empty if that is zeros). counters: offsets of the
+    counters, by their numbers among the outputs.
     """
-    halves = {("input", s.input): (0, s) for s in imported.states}
-    halves |= {("output", s.output): (1, s) for s in imported.states}
-    offsets, image = {}, b""
+
+    places: dict[tuple[str, int], BufferRef]
+    half: int
+    initial: bytes
+    counters: dict[int, int]
+
+
+def place_interface(imported: Imported) -> Interface:
+    """Return where inputs and outputs lie: state is written to one half and read from it in the next run."""
+    places: dict[tuple[str, int], BufferRef] = {}
+    image, counters = b"", dict[int, int]()
     for item in imported.states:
-        offsets[item.input] = len(image)
+        places["input", item.input] = BufferRef("state", 0, len(image))
+        places["output", item.output] = BufferRef("state", 1, len(image))
         data = item.initial.tobytes()
         image += data + bytes(-len(data) % ALIGNMENT)
-    places: dict[tuple[str, int], BufferRef] = {}
+    for counter in sorted({item.counter for item in imported.counts}):
+        counters[counter] = len(image)
+        places["output", counter] = BufferRef("state", 1, len(image))
+        image += bytes(ALIGNMENT)
     kinds: tuple[tuple[Place, int], ...] = (("input", len(imported.inputs)), ("output", len(imported.outputs)))
     for kind, count in kinds:
-        number = 0
-        for index in range(count):
-            if (kind, index) in halves:
-                half, item = halves[kind, index]
-                places[kind, index] = BufferRef("state", half, offsets[item.input])
-            else:
-                places[kind, index] = BufferRef(kind, number)
-                number += 1
-    return places, len(image), image if any(image) else b""
+        mine = [index for index in range(count) if (kind, index) not in places]
+        places |= {(kind, index): BufferRef(kind, number) for number, index in enumerate(mine)}
+    return Interface(places, len(image), image if any(image) else b"", counters)
 
 
 def plan_memory(state: State) -> State:
@@ -174,15 +182,15 @@ def plan_memory(state: State) -> State:
             if value.kind == "weight":
                 used.setdefault(value.id, value)
     weights, weight_offsets = pack_weights(used.values())
-    places, state_bytes, initial = place_interface(state.imported)
+    interface = place_interface(state.imported)
     initial_state = None
-    if initial:
+    if interface.initial:
         initial_state = _rounded(len(weights), SMALL_BYTES)
-        weights += bytes(initial_state - len(weights)) + initial
+        weights += bytes(initial_state - len(weights)) + interface.initial
 
     def ref(value: Value) -> BufferRef:
         if value.kind in ("input", "output"):
-            return replace(places[value.kind, value.index], bytes=value.bytes)
+            return replace(interface.places[value.kind, value.index], bytes=value.bytes)
         if value.kind == "weight":
             return BufferRef("weight", offset=weight_offsets[value.id], bytes=value.bytes)
         return BufferRef("arena", offset=offsets[value.id], bytes=value.bytes)
@@ -209,8 +217,9 @@ def plan_memory(state: State) -> State:
         weights=weights,
         arena_bytes=arena,
         macs=state.macs,
-        state_bytes=state_bytes,
+        state_bytes=interface.half,
         initial_state=initial_state,
+        counters=interface.counters,
         relax=str(state.module.script(show_meta=False)),
     )
     return state.having(program=program)

@@ -125,6 +125,10 @@ typedef struct ingot_api {
     ingot_status (*selftest)(ingot_model *model, double *max_error);
     /* Puts the state that runs leave to the next one back to its first value. */
     ingot_status (*reset)(ingot_model *model);
+    /* The shape of an output (by its number) in the latest run, into `shape`, which has room for its ndim. It is that of
+     * describe, except where a size depends on data: there describe tells the largest one, which is how the output lies
+     * in memory, and zeros lie behind its last entry. Before the first run these sizes are 0. */
+    ingot_status (*output_shape)(ingot_model *model, int32_t output, int64_t *shape);
 } ingot_api;
 
 #ifdef __cplusplus

@@ -252,6 +252,10 @@ def _is_size(value: Any) -> bool:  # noqa: ANN401 - any JSON value
     return type(value) is int and 0 <= value < 1 << 63
 
 
+def _is_maybe_size(value: Any) -> bool:  # noqa: ANN401
+    return value is None or _is_size(value)
+
+
 def _is_zero_point(value: Any) -> bool:  # noqa: ANN401
     return type(value) is int and abs(value) < 1 << 31
 
@@ -265,6 +269,7 @@ def _is_numbers(value: Any) -> bool:  # noqa: ANN401
 
 
 _KIND = {"dtype": lambda value: value in _DTYPES, "shape": [_is_size]}
+_PLACES = dict.fromkeys(("input_position", "output_position"), _is_size)
 _TENSOR = {
     "name": _is_text,
     **_KIND,
@@ -283,18 +288,9 @@ _SCHEMA: dict[str, Any] = {
     },
     "source": {"format": _is_word, "sha256": _is_word, "peak_bytes": _is_size},
     "inputs": [_TENSOR],
-    "outputs": [_TENSOR],
-    "bound": [
-        {"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers},
-    ],
-    "states": [
-        {
-            **dict.fromkeys(("input", "output"), _is_text),
-            **_KIND,
-            "initial": lambda value: value is None or _is_size(value),
-        }
-        | dict.fromkeys(("input_position", "output_position"), _is_size)
-    ],
+    "outputs": [{**_TENSOR, "counted": _is_maybe_size}],
+    "bound": [{"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers}],
+    "states": [{**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size}],
 }
 
 
@@ -321,6 +317,8 @@ def _conform_tensors(tensors: list[Any], side: str) -> None:
             bound *= n
         if len(shape) > MAX_NDIM or bound >= 1 << 63:
             raise ValueError(f"{side}.shape cannot be {_short(shape)}")
+        if (tensor.get("counted") or 0) >= max(len(shape), 1):
+            raise ValueError(f"{side}.counted does not fit the shape")
         q = tensor["quantization"]
         if q is not None:
             _conform(q, _QUANTIZATION, f"{side}.quantization")
@@ -561,6 +559,7 @@ class _Api(ctypes.Structure):
         ("version", _function(ctypes.c_char_p)),
         ("selftest", _function(_STATUS, _HANDLE, ctypes.POINTER(ctypes.c_double))),
         ("reset", _function(_STATUS, _HANDLE)),
+        ("output_shape", _function(_STATUS, _HANDLE, _I32, ctypes.POINTER(ctypes.c_int64))),
     ]
 
 
@@ -710,7 +709,8 @@ class Model:
     Arrays must have exactly the dtype and shape of the model: nothing is cast or reshaped. What is not an array (a
     list, a torch tensor) goes through `np.asarray` and must then fit as exactly. Arrays that are not contiguous or
     not aligned are copied. bfloat16 goes in as uint16 (raw bits) or ml_dtypes.bfloat16, and comes out as uint16.
-    Results are new arrays, aligned to 64 bytes, which no later call overwrites.
+    Results are new arrays, aligned to 64 bytes, which no later call overwrites. Where the metadata names a `counted`
+    axis, the output's shape is the largest one, and results are cut to the size they have.
     """
 
     def __init__(self, library: ctypes.CDLL, metadata: dict[str, Any], path: str, threads: int) -> None:
@@ -720,6 +720,8 @@ class Model:
         self.metadata = metadata
         self.inputs = tuple(TensorSpec(t) for t in metadata["inputs"])
         self.outputs = tuple(TensorSpec(t) for t in metadata["outputs"])
+        counted = [(i, t["counted"]) for i, t in enumerate(metadata["outputs"])]
+        self._counted = [(i, axis) for i, axis in counted if axis is not None]
         self._api = self._bind(library)
         self._in = (_Tensor * len(self.inputs))(*(s._tensor() for s in self.inputs))
         self._out = (_Tensor * len(self.outputs))(*(s._tensor() for s in self.outputs))
@@ -900,6 +902,11 @@ class Model:
             for slot, address in zip(self._slots, addresses):
                 slot.data = address
             status = self._api.run(handle, self._in, len(self.inputs), self._out, len(self.outputs))
+            for i, axis in [] if status else self._counted:
+                dims = (ctypes.c_int64 * MAX_NDIM)()
+                self._api.output_shape(handle, i, dims)
+                place = len(self.inputs) + i
+                arrays[place] = arrays[place][(slice(None),) * axis + (slice(dims[axis]),)]
             text = _text(self._api.last_error(handle)) if status else ""
         if status:
             kind = InputError if status in _INPUT_ERRORS else RunError

@@ -1,4 +1,4 @@
-/* model.c: create, run, destroy, describe, last_error, version; checks every argument by name. */
+/* model.c: create, run, destroy, describe, last_error, version, reset, output_shape; checks every argument by name. */
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -142,6 +142,7 @@ static ingot_status rt_check_tensors(ingot_model *model, const char *kind, const
 /* Claims the instance for this thread. A claim made before a fork belongs to a thread that this process lacks. */
 static ingot_status rt_claim(ingot_model *model) {
     int mine = (int)getpid(), found = 0;
+    if (!model) return INGOT_ERR_NULL;
     if (atomic_compare_exchange_strong(&model->owner, &found, mine)) return INGOT_OK;
     if (found != mine && atomic_compare_exchange_strong(&model->owner, &found, mine)) return INGOT_OK;
     /* The owner may be writing model->text: point at a constant instead. */
@@ -154,7 +155,7 @@ static void rt_release(ingot_model *model) { atomic_store(&model->owner, 0); }
 /* ---- state -------------------------------------------------------------------------------------------------- */
 
 static uint8_t *rt_state(ingot_model *model, int32_t half) {
-    return (uint8_t *)model + RT_INSTANCE_BYTES + RT_ARENA_BYTES + (size_t)(half ? RT_STATE_BYTES : 0);
+    return (uint8_t *)model + RT_INSTANCE_BYTES + RT_ARENA_BYTES + (half ? (size_t)RT_STATE_BYTES : 0);
 }
 
 static void rt_clear(ingot_model *model) {
@@ -167,12 +168,24 @@ static void rt_clear(ingot_model *model) {
 }
 
 static ingot_status rt_reset(ingot_model *model) {
-    if (!model) return INGOT_ERR_NULL;
     ingot_status status = rt_claim(model);
+    if (!status) rt_clear(model), rt_release(model);
+    return status;
+}
+
+static ingot_status rt_output_shape(ingot_model *model, int32_t output, int64_t *shape) {
+    ingot_status status = shape ? rt_claim(model) : INGOT_ERR_NULL;
     if (status) return status;
-    rt_clear(model);
+    if (output < 0 || output >= rt_info.n_outputs) {
+        status = RT_FAIL(model, INGOT_ERR_COUNT, "no output %d, there are %d", (int)output, (int)rt_info.n_outputs);
+    } else {
+        for (int32_t i = 0; i < rt_info.outputs[output].ndim; i++) shape[i] = rt_info.outputs[output].shape[i];
+        for (const rt_count *count = rt_counts; count->output >= 0; count++)
+            if (count->output == output)
+                memcpy(&shape[count->axis], rt_state(model, model->half) + count->offset, sizeof *shape);
+    }
     rt_release(model);
-    return INGOT_OK;
+    return status;
 }
 
 /* ---- the table's functions ---------------------------------------------------------------------------------- */
@@ -241,7 +254,6 @@ static ingot_status rt_run_claimed(ingot_model *model, const ingot_tensor *input
 
 static ingot_status rt_run(ingot_model *model, const ingot_tensor *inputs, int32_t n_inputs,
                            const ingot_tensor *outputs, int32_t n_outputs) {
-    if (!model) return INGOT_ERR_NULL;
     ingot_status status = rt_claim(model);
     if (status) return status;
     status = rt_run_claimed(model, inputs, n_inputs, outputs, n_outputs);
@@ -250,7 +262,6 @@ static ingot_status rt_run(ingot_model *model, const ingot_tensor *inputs, int32
 }
 
 static ingot_status rt_destroy(ingot_model *model) {
-    if (!model) return INGOT_ERR_NULL;
     ingot_status status = rt_claim(model);
     if (status) return status;
     rt_pool_stop(&model->pool);

@@ -11,6 +11,7 @@
  *   RT_INPUTS, RT_OUTPUTS
  *   RT_HAS_SELFTEST     1 if RT_SELFTEST_SEED, RT_SELFTEST_RUNS, rt_expected[RT_OUTPUTS] and rt_expected_data exist
  *   rt_info             names, shapes, target, sizes
+ *   rt_counts           the outputs whose size depends on data, ended by output -1
  *   rt_weights          where the weights lie (a pointer, filled in by the dynamic loader)
  *   rt_forward          one inference: calls the steps in order
  */
@@ -83,6 +84,9 @@ typedef struct rt_pool {
     _Alignas(RT_LINE) rt_gate done; /* its value counts the workers still busy */
     rt_worker workers[INGOT_MAX_THREADS - 1];
 } rt_pool;
+
+/* An output's size along `axis` is the int64_t at `offset` in the half of the state that a run leaves. */
+typedef struct rt_count { int32_t output, axis; uint64_t offset; } rt_count;
 
 /* Every stride-th element of one output of the selftest, as stored behind rt_expected_data. */
 typedef struct rt_expected_output {

@@ -3,7 +3,8 @@
  *
  *     run_main MODEL.so SYMBOL THREADS FOLDER RUNS     reads FOLDER/in0, in1, ...; writes FOLDER/out0, out1, ...
  *
- * Each file holds the tensors of all runs, one after the other.
+ * Each file holds the tensors of all runs, one after the other; FOLDER/shapes the outputs' shapes, INGOT_MAX_NDIM numbers
+ * of 64 bits for each output of each run.
  *
  * Ends with 0, or with 1 and one sentence on standard error. The caller has checked the file's metadata; `create`
  * checks the CPU.
@@ -79,6 +80,10 @@ int main(int argc, char **argv) {
     FILE **results = files + info->n_inputs;
     for (int32_t i = 0; i < info->n_inputs; i++) files[i] = open_file(argv[4], "in", i, "rb");
     for (int32_t i = 0; i < info->n_outputs; i++) results[i] = open_file(argv[4], "out", i, "wb");
+    char path[PATH_BYTES];
+    snprintf(path, sizeof path, "%s/shapes", argv[4]);
+    FILE *shapes = fopen(path, "wb");
+    if (!shapes) fail("cannot open %s", path);
     for (long run = 0; run < runs; run++) {
         for (int32_t i = 0; i < info->n_inputs; i++)
             if (fread(in[i].data, 1, (size_t)in[i].bytes, files[i]) != in[i].bytes)
@@ -86,9 +91,13 @@ int main(int argc, char **argv) {
                      (unsigned long long)in[i].bytes);
         const ingot_status status = api->run(model, in, info->n_inputs, out, info->n_outputs);
         if (status != INGOT_OK) fail("%s (status %d)", api->last_error(model), (int)status);
-        for (int32_t i = 0; i < info->n_outputs; i++)
-            if (fwrite(out[i].data, 1, (size_t)out[i].bytes, results[i]) != out[i].bytes)
+        for (int32_t i = 0; i < info->n_outputs; i++) {
+            int64_t shape[INGOT_MAX_NDIM] = {0};
+            if (api->output_shape(model, i, shape) != INGOT_OK) fail("%s", api->last_error(model));
+            if (fwrite(out[i].data, 1, (size_t)out[i].bytes, results[i]) != out[i].bytes ||
+                fwrite(shape, sizeof shape, 1, shapes) != 1)
                 fail("cannot write output %s", info->outputs[i].name);
+        }
     }
     for (int32_t i = 0; i < info->n_inputs; i++) {
         if (fgetc(files[i]) != EOF) fail("the file of input %s is too long", info->inputs[i].name);
@@ -96,6 +105,7 @@ int main(int argc, char **argv) {
     }
     for (int32_t i = 0; i < info->n_outputs; i++)
         if (fclose(results[i])) fail("cannot write output %s", info->outputs[i].name);
+    if (fclose(shapes)) fail("cannot write %s", path);
     free(files);
     for (int32_t i = 0; i < info->n_inputs; i++) free(in[i].data);
     for (int32_t i = 0; i < info->n_outputs; i++) free(out[i].data);

@@ -105,7 +105,6 @@ static ingot_status rt_selftest(ingot_model *model, double *max_error) {
     ingot_tensor tensors[TENSORS + 1];
     ingot_status status;
     double worst = 0;
-    if (!model) return INGOT_ERR_NULL;
     status = rt_claim(model);
     if (status) return status;
     memset(tensors, 0, sizeof tensors);
@@ -142,7 +141,6 @@ static ingot_status rt_selftest(ingot_model *model, double *max_error) {
 
 static ingot_status rt_selftest(ingot_model *model, double *max_error) {
     (void)max_error;
-    if (!model) return INGOT_ERR_NULL;
     ingot_status status = rt_claim(model);
     if (status) return status;
     status = RT_FAIL(model, INGOT_ERR_UNAVAILABLE, "this artifact was compiled without a selftest");

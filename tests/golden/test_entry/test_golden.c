@@ -78,6 +78,8 @@ static const ingot_tensor_info output_infos[] = {
     {"same", INGOT_FLOAT32, 2, output_infos_shape_2, 12804, 0, 0, NULL, NULL},
 };
 
+static const rt_count rt_counts[] = {{-1, 0, 0}}; /* output, axis, offset in the state */
+
 static const ingot_model_info rt_info = {
     .struct_size = sizeof(ingot_model_info),
     .abi_version = INGOT_ABI_VERSION,
@@ -114,7 +116,7 @@ __attribute__((visibility("default"))) const ingot_api *ingot_demo_api(void);
 const ingot_api *ingot_demo_api(void) {
     static const ingot_api api = {
         INGOT_ABI_VERSION, sizeof(ingot_api), rt_create, rt_run, rt_destroy, rt_describe, rt_last_error, rt_version,
-        rt_selftest, rt_reset,
+        rt_selftest, rt_reset, rt_output_shape,
     };
     return &api;
 }

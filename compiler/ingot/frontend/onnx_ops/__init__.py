@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _FAMILIES = (
     "activation",
     "convolution",
+    "counted",
     "elementwise",
     "index",
     "linear",
@@ -43,8 +44,8 @@ _STATIC = frozenset(("Constant", "ConstantOfShape", "Shape", "Size", "If", "Scan
 _NOT_TENSORS = frozenset(
     (
         "Optional", "OptionalHasElement", "OptionalGetElement", "SequenceConstruct", "SequenceEmpty", "SequenceErase",
-        "SequenceInsert", "SequenceLength", "ConcatFromSequence", "SplitToSequence", "SequenceAt", "Unique", "NonZero",
-        "Compress", "NonMaxSuppression", "AllClassNMS", "EmbedLayerNormalization",
+        "SequenceInsert", "SequenceLength", "ConcatFromSequence", "SplitToSequence", "SequenceAt", "AllClassNMS",
+        "EmbedLayerNormalization",
     )
 )  # fmt: skip
 # TVM's converters take fewer forms of these than ONNX's own function bodies, which are used instead.
