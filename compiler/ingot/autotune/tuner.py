@@ -101,6 +101,7 @@ class Tuner:
             )
             self.progress[task.key] = Progress(search, task.runs)
         self._ids = 0
+        self._references: dict[str, Built] = {}  # each task's compiled default, which every batch holds
         self._resume()
         self._warm(warm_folders, folder)
 
@@ -214,11 +215,18 @@ class Tuner:
             search = self.progress[key].search
             rows = []
             for config in (search.default, *configs):
+                if config == search.default and key in self._references:
+                    rows.append((config, self._references[key].id))
+                    continue
                 self._ids += 1
                 rows.append((config, self._ids))
                 jobs.append(Job(self._ids, key, self.tasks[key].work, encode(config), self.target))
             wanted.append(rows)
-        made = build_all(pool, jobs)
+        made = build_all(pool, jobs) | {b.id: b for key, _ in batch if (b := self._references.get(key)) is not None}
+        for (key, _), rows in zip(batch, wanted, strict=True):
+            reference = made[rows[0][1]]
+            if isinstance(reference, Built):
+                self._references[key] = reference
         groups = []
         for (key, _), rows in zip(batch, wanted, strict=True):
             built = tuple(b for _, id in rows if isinstance(b := made[id], Built))
