@@ -39,7 +39,6 @@ def test_every_task_is_what_it_was_cut_from(tasks: list[Task]) -> None:
         default = lowered_with((task.key, task.work), task.default, target)  # raises if the key is not asked for
         assert any(isinstance(call, Call) for call in default.lowered.calls)
         assert task.default in Space(task.space)
-        assert task.macs > 0
 
 
 def test_packed_weights_are_outer_products_in_every_template(tasks: list[Task]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import ingot
 from autotune.small import small_model, small_state
 from ingot.autotune.board_local import LocalBoard
+from ingot.autotune.build import Built, Group, Job, build, link_batch
 from ingot.autotune.log import Record, append, log_path, read
 from ingot.autotune.lookup import REJECTED, Lookup, load, rank
+from ingot.autotune.measure import Plan, measure
 from ingot.autotune.pool import LocalPool
 from ingot.autotune.search import Allocator
 from ingot.autotune.space import encode
@@ -66,6 +69,23 @@ def test_the_whole_model_is_compared(folder: Path) -> None:
     assert found is not None
     assert found.before > 0 < found.after
     assert 0 < found.error < 1e-4  # the same numbers, summed in another order
+
+
+def test_every_kind_of_config_computes_the_same(folder: Path) -> None:
+    """Both orders, groups of blocks, short and long steps, Winograd: measured against the default's output."""
+    task = tasks_of(small_state(folder))[0]
+    by_shape = {tuple(sorted(encode(c).items() - encode(task.default).items()))[:2]: c for c in task.space}
+    configs = [task.default, *random.Random(0).sample(list(by_shape.values()), 10)]
+    configs += [c for c in task.space if getattr(c, "group", 1) > 1][:4]
+    jobs = [Job(i, task.key, task.work, encode(c), TARGET) for i, c in enumerate(configs)]
+    built = [b for b in map(build, jobs) if isinstance(b, Built)]
+    assert len(built) == len(configs)
+    executable = folder / "candidates"
+    link_batch([Group(task.work.inputs, task.work.outputs, tuple(built))], TARGET, executable)
+    plan = Plan([[b.id for b in built]], rounds=1, microseconds=1)
+    found = measure(LocalBoard(TARGET), executable, plan)
+    assert {m.status for m in found.values()} == {"ok"}
+    assert max(m.error for m in found.values()) < 1e-5
 
 
 def test_compile_uses_the_log_and_stays_reproducible(folder: Path) -> None:

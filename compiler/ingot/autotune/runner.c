@@ -68,6 +68,9 @@ static ingot_status rt_fail(char *text, size_t size, ingot_status status, const 
 #define HOPELESS 3
 /* A round in which the reference is slower than at its best by this much is a bad period, and is repeated. */
 #define BAD_PERIOD 1.08
+/* Runs of one thread that are longer than this are measured in the thread's own time, which a crowded machine stretches
+ * less. */
+#define CPU_TIME_NS 50000
 
 typedef struct state {
     const candidate *what;
@@ -226,17 +229,27 @@ typedef struct bench {
 } bench;
 
 static rt_frame frame_of(const bench *b, const state *s) {
-    return (rt_frame){.weights = s->weights, .arena = s->arena, .inputs = b->inputs, .outputs = b->outputs, .pool = &pool};
+    return (rt_frame){.weights = s->weights, .arena = s->arena, .inputs = b->inputs, .outputs = b->outputs,
+                      .pool = &pool};
+}
+
+/* The time of this thread, without what the scheduler gave to others: of use for one thread, and for runs that are
+ * much longer than the system call that reads it. */
+static int64_t cpu_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 /* One run as in a model: weights and old tensors far away, the first input just written. */
 static int64_t run_once(const bench *b, const state *s) {
     const rt_frame frame = frame_of(b, s);
+    const bool alone = !counter && pool.threads == 1 && s->once > CPU_TIME_NS;
     if (!counter) ingot_parallel(&frame, sweep_step, 0, pool.threads, 1);
     memcpy(b->inputs[0].data, b->fresh, (size_t)b->inputs[0].bytes);
-    const int64_t start = now();
+    const int64_t start = alone ? cpu_now_ns() : now();
     s->what->forward(&frame);
-    return now() - start;
+    return (alone ? cpu_now_ns() : now()) - start;
 }
 
 static double measure(const bench *b, const state *s, int64_t budget) {
@@ -329,8 +342,11 @@ static void run_task(int32_t index, const candidate *first, int count, int round
         }
         if (!(s->error <= limit)) s->alive = false;
         if (s->alive) {
-            const int64_t one = run_once(&b, s), two = run_once(&b, s);
-            s->once = one < two ? one : two;
+            s->once = run_once(&b, s);
+            for (int again = 0; again < 2; again++) {
+                const int64_t once = run_once(&b, s);
+                s->once = once < s->once ? once : s->once;
+            }
             if (s->once < best) best = s->once;
         }
     }

@@ -47,7 +47,6 @@ class Task:
 
     key: str
     runs: int
-    macs: int
     default: Any
     space: tuple[Any, ...] = field(repr=False)
     work: Work = field(repr=False)
@@ -72,8 +71,7 @@ def tasks_of(state: State) -> list[Task]:
         if choice.task in found or len(space) < 2:
             continue
         work = _cut(state, choice.call, groups.get(choice.call, ()))
-        macs = counted_macs(work, state.target)
-        found[choice.task] = Task(choice.task, counts[choice.task], macs, choice.default, space, work)
+        found[choice.task] = Task(choice.task, counts[choice.task], choice.default, space, work)
     return list(found.values())
 
 
@@ -98,12 +96,6 @@ def with_made_up_weights(state: State, name: str) -> State:
     """Return a prepared program with other weights of the same kinds, and with `name` in its kernels' symbols."""
     weights = {key: synthesise(spec_of(key, value)) for key, value in state.weights.items()}
     return state.having(weights=weights, imported=replace(state.imported, name=name))
-
-
-def counted_macs(work: Work, target: Target) -> int:
-    """Return the multiply-accumulates of one run of a task."""
-    select = next(step for step in PIPELINE if step.name == _SELECT)
-    return int(select.run(state_of(work, target)).macs)
 
 
 def _cut(state: State, call: Any, group: Sequence[Any]) -> Work:  # noqa: ANN401

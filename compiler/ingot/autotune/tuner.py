@@ -222,11 +222,13 @@ class Tuner:
                 rows.append((config, self._ids))
                 jobs.append(Job(self._ids, key, self.tasks[key].work, encode(config), self.target))
             wanted.append(rows)
-        made = build_all(pool, jobs) | {b.id: b for key, _ in batch if (b := self._references.get(key)) is not None}
+        made = build_all(pool, jobs)
+        for key in self._references.keys() & dict(batch).keys():
+            made[self._references[key].id] = self._references[key]
         for (key, _), rows in zip(batch, wanted, strict=True):
-            reference = made[rows[0][1]]
-            if isinstance(reference, Built):
-                self._references[key] = reference
+            compiled = made[rows[0][1]]
+            if isinstance(compiled, Built):
+                self._references[key] = compiled
         groups = []
         for (key, _), rows in zip(batch, wanted, strict=True):
             built = tuple(b for _, id in rows if isinstance(b := made[id], Built))

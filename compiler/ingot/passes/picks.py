@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ingot.passes.rewriter import bindings_of, op_name, outputs_of, shape_of
+from ingot.passes.rewriter import bindings_of, is_tensor, op_name, outputs_of, shape_of
 from ingot.passes.state import State
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload
 from ingot.schedules.depthwise import DepthwiseWorkload
@@ -85,10 +85,11 @@ class Chooser:
     def __init__(self, state: State) -> None:
         self.picks: Picks = state.picks or formula
         self.epilogues = epilogues(state)
+        self.variables = {binding.value: binding.var for binding in bindings_of(state.module["main"])}
 
     def __call__(self, call: Expr, workload: str, space: Callable[[], Sequence[Any]], default: Any) -> Any:  # noqa: ANN401
         """Return the config to use for `call`; `workload` is its description without what follows it."""
-        after = epilogue_text(call, self.epilogues.get(call, ()))
+        after = epilogue_text(self.variables.get(call), self.epilogues.get(call, ()))
         return self.picks(Choice(call, f"{workload} | {after}".rstrip(" |"), space, default))
 
 
@@ -125,7 +126,7 @@ def read_by(value: Expr) -> list[Expr]:
 def _group(bindings: list[Any], start: int, readers: dict[Expr, set[int]]) -> tuple[Any, ...]:
     """Return the longest run of elementwise readers from which one tensor leaves, the last one's."""
     first = bindings[start].var
-    if not hasattr(first.ty, "shape") or first.ty.shape is None:
+    if not is_tensor(first):
         return ()
     shape, members, taken, best = shape_of(first), {first}, {start}, 0
     group: list[Any] = []
@@ -148,15 +149,18 @@ def _group(bindings: list[Any], start: int, readers: dict[Expr, set[int]]) -> tu
     return tuple(group[:best])
 
 
-def epilogue_text(call: Expr, group: Sequence[Any]) -> str:
-    """Return the group's operators in a canonical form, like "add.v clip" (v: a vector, t: a tensor, s: a scalar)."""
+def epilogue_text(result: Expr, group: Sequence[Any]) -> str:
+    """Return the operators on `result` in a canonical form, like "add.v clip".
+
+    Behind the dot are the operands from elsewhere: a tensor of the result's shape (t), another one (v), a scalar (s).
+    """
     if not group:
         return ""
     shape, inside, words = shape_of(group[0].var), {b.var for b in group}, []
     for binding in group:
         kinds = ""
-        for arg in binding.value.args[1:] if len(binding.value.args) > 1 else []:
-            if arg in inside or arg.same_as(call) or not hasattr(arg.ty, "shape"):
+        for arg in binding.value.args:
+            if arg in inside or arg.same_as(result) or not is_tensor(arg):
                 continue
             other = shape_of(arg)
             size = 1

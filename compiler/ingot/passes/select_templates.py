@@ -98,7 +98,7 @@ def _conv2d(
         fast = winograd.default_config(workload, target, workspace) if fits else None
 
         def space() -> list[Any]:
-            tiles = conv2d.configs(workload, target)
+            tiles = conv2d.variants(workload, target)
             return [*tiles, *winograd.configs(workload, target, workspace)] if fits else list(tiles)
 
         default = fast or conv2d.default_config(workload, target)
@@ -146,7 +146,7 @@ def _matmul(
     config = choose(
         call,
         matmul_text(workload, convert.dtype if convert is not None else workload.dtype),
-        lambda: conv2d.configs(conv, target),
+        lambda: conv2d.variants(conv, target),
         conv2d.default_config(conv, target),
     )
     ohwi = weight.T.reshape(n, 1, 1, k)

@@ -70,11 +70,21 @@ class Conv2DWorkload:
 
 @dataclass(frozen=True)
 class TileConfig:
-    """The register tile: `pixels` output positions x `block` output channels, `unroll` input channels a step."""
+    """The register tile: `pixels` output positions x `block` output channels, `unroll` input channels a step.
+
+    order: which tile comes next: of another position (POSITIONS_INNER, one block of weights stays), of another block
+    of channels (CHANNELS_INNER), or what reads fewer bytes again (BY_BYTES). group: so many blocks of channels are one
+    task, which copies its patch of input once.
+    """
 
     pixels: int
     block: int
     unroll: int
+    order: int = 0
+    group: int = 1
+
+
+BY_BYTES, POSITIONS_INNER, CHANNELS_INNER = 0, 1, 2
 
 
 #: Input channels a step of the inner loop takes, at most.
@@ -97,6 +107,25 @@ def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
         for pixels in _tile_widths(workload, regs.count):
             if _registers_used(pixels, vectors, unroll, target) <= regs.count:
                 found.append(TileConfig(pixels, vectors * regs.lanes, unroll))
+    return found
+
+
+def variants(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
+    """Return the space of a search: every tile of `configs`, in both orders, with shorter steps, and in groups.
+
+    For groups there must be something to copy: rows of tiles that reach beyond the image.
+    """
+    tiles = configs(workload, target)
+    found = list(tiles)
+    patches = any(workload.padding) or not workload.pointwise
+    for tile in tiles:
+        blocks = ceil_div(workload.out_channels, tile.block)
+        groups = [g for g in (1, 2, 4, 8, blocks) if g <= blocks and blocks % g == 0] if patches else [1]
+        steps = [u for u in (1, 2, 4, 8) if workload.in_channels % u == 0 and tile.pixels * u <= 64]
+        for unroll in dict.fromkeys((tile.unroll, *steps)):
+            for order in (POSITIONS_INNER, CHANNELS_INNER):
+                for group in dict.fromkeys(groups):
+                    found.append(TileConfig(tile.pixels, tile.block, unroll, order, group))
     return found
 
 
@@ -273,7 +302,7 @@ def schedule(
     *lead, x, c = sch.get_loops(output)
     n_reduce = len(sch.get_loops(anchor)) - len(lead) - 2
     out_channels, width = int(sch.get(c).extent), int(sch.get(x).extent)
-    channels_first = _weights_stay(sch, anchor, config)
+    channels_first = config.order == POSITIONS_INNER or (not config.order and _weights_stay(sch, anchor, config))
     if config.pixels > width and lead:  # whole rows joined: the tile is rows x width
         row, rows = sch.split(lead[-1], [None, config.pixels // width])
         lead = [*lead[:-1], row]
@@ -282,18 +311,24 @@ def schedule(
         x_outer, x_inner = sch.split(x, [None, config.pixels])
         x_tile, inner = [x_outer], [x_inner]
     c_tiles, c_inner = sch.split(c, [None, config.block])
-    order = [c_tiles, *lead, *x_tile] if channels_first else [*lead, c_tiles, *x_tile]
-    sch.reorder(*order, *inner, c_inner)
+    grouped = []
+    if config.group > 1:
+        c_tiles, *grouped = sch.split(c_tiles, [None, config.group])
+    if channels_first:
+        order = [c_tiles, *lead, *x_tile]
+    else:
+        order = [*lead, *x_tile, c_tiles] if config.order == CHANNELS_INNER else [*lead, c_tiles, *x_tile]
+    sch.reorder(*order, *grouped, *inner, c_inner)
     c_registers, c_lanes = sch.split(c_inner, [None, min(lanes, out_channels & -out_channels)])
     # Everything above the tile can run in parallel.
     task = sch.fuse(*order)
-    sch.compute_at(anchor, task, preserve_unit_loops=True)
+    sch.compute_at(anchor, grouped[0] if grouped else task, preserve_unit_loops=True)
     sch.vectorize(c_lanes)
     sch.unroll(c_registers)
     for loop in inner:
         sch.unroll(loop)
-    # compute_at left the tile's own loops below `task`: positions and channels, then the reduction.
-    below = sch.get_loops(anchor)[1:]
+    # compute_at left the tile's own loops below: positions and channels, then the reduction.
+    below = sch.get_loops(anchor)[1 + len(grouped) :]
     tile, reduction = below[: len(below) - n_reduce], below[len(below) - n_reduce :]
     *positions, channel = tile
     w_registers, w_lanes = sch.split(channel, [None, lanes])
