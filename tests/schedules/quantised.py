@@ -189,3 +189,16 @@ def convolutions(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SI
     layers.dense(1, 640, 128)
     layers.dense(3, 33, 10, least=-128)
     return layers
+
+
+def depthwise(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SIZES) -> Layers:
+    """Depthwise convolutions of many sizes; the window's corners lie outside the image."""
+    layers = Layers(dtype, per_channel)
+    for i, c in enumerate(sizes):
+        layers.conv(c, c, (5, (7, 8, 15, 17)[i % 4]), depthwise=True, strides=((1, 1), (2, 2))[i % 2])
+    layers.conv(16, 16, (9, 9), kernel=(5, 5), depthwise=True)
+    layers.conv(8, 8, (9, 9), kernel=(3, 2), dilation=(2, 2), depthwise=True)
+    layers.conv(24, 24, (4, 4), kernel=(4, 4), same=False, depthwise=True)
+    layers.conv(32, 32, (5, 6), depthwise=True, least=-128)
+    layers.conv(3, 12, (5, 6), depthwise=True)
+    return layers

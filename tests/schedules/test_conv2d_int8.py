@@ -1,4 +1,4 @@
-"""Convolutions and matrix products of 8-bit integers: exact at every edge size, on every instruction set."""
+"""Layers of 8-bit integers: exact at every edge size, on every instruction set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingot.schedules import conv2d_int8
 from ingot.schedules.microkernels import dot_of, dots_of
 from ingot.target import load_target
 from passes.execute import Executable, compile_state
-from schedules.quantised import SIZES, convolutions
+from schedules.quantised import SIZES, convolutions, depthwise
 
 #: A few sizes where the machine code differs little from another case's.
 FEW = SIZES[1::3]
@@ -40,6 +40,31 @@ def test_sums_and_roundings_are_exact(
     program = Executable(compile_state(layers.imported(tmp_path), target), tmp_path)
     layers.compare(program.run(layers.feeds))
     layers.compare(program.run(layers.feeds, 3))
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "per_channel"),
+    [("native", "int8", True), ("native", "uint8", False), ("x86-64-v2", "int8", True)],
+)
+def test_depthwise_layers_are_exact(tmp_path: Path, target: str, dtype: str, per_channel: bool) -> None:
+    layers = depthwise(dtype, per_channel, SIZES if target == "native" else FEW)
+    program = Executable(compile_state(layers.imported(tmp_path), target), tmp_path)
+    layers.compare(program.run(layers.feeds))
+    layers.compare(program.run(layers.feeds, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("raspberry-pi-4", "int8"), ("raspberry-pi-4", "uint8"), ("raspberry-pi-4-32bit", "int8")],
+)
+def test_depthwise_layers_are_exact_on_a_board(tmp_path: Path, qemu, target: str, dtype: str) -> None:
+    board = load_target(target)
+    qemu(board.arch)  # skips where no emulator is installed
+    layers = depthwise(dtype, dtype == "int8", FEW)
+    model = ingot.compile(layers.save(tmp_path), target=target, selftest=False).save(tmp_path / "layers.so")
+    layers.compare(run_under_qemu(model, layers.feeds, board, threads=3))
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shape_of, uses_of
 from ingot.passes.state import State
 from ingot.passes.template_call import call_template
-from ingot.schedules import conv2d, conv2d_int8
+from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8
 from ingot.schedules.microkernels import dot_of
 from ingot.schedules.padding import Dequantize
 
@@ -105,15 +106,15 @@ class IntegerLayers:
         if weight is None or convert is None or convert.scale != 1.0:
             return None
         matrix = op_name(call) == "relax.matmul"
-        if (matrix and weight.ndim != 2) or (not matrix and int(call.attrs.groups) != 1):
+        if not matrix and int(call.attrs.groups) != 1:
+            return self._depthwise(rewriter, call, args, weight, convert)
+        if matrix and weight.ndim != 2:
             return None
         ohwi = weight.T.reshape(weight.shape[1], 1, 1, weight.shape[0]) if matrix else weight
         dot = dot_of(self.target, ohwi)
         if dot is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
             return None
-        chain = self.sums.get(call)
-        bias = None if chain is None or chain.bias is None else rewriter.weight(rewriter.new(chain.bias))
-        out_dtype = "float32" if chain is None else "int32"
+        bias, out_dtype = self._chain(rewriter, call)
         if matrix:
             product = conv2d.MatmulWorkload(shape_of(args[0])[:-1], weight.shape[0], weight.shape[1], dtype_of(call))
             config = conv2d_int8.matmul_config(product, self.target, dot)
@@ -123,10 +124,48 @@ class IntegerLayers:
             workload = conv2d.Conv2DWorkload(in_channels=weight.shape[3], out_channels=weight.shape[0], **window)
             config = conv2d_int8.default_config(workload, self.target, dot)
             tensors, macs = conv2d_int8.compute(workload, config, convert, dot, out_dtype), workload.macs
-        base = str(getattr(args[1], "name", "weight"))
-        packed = rewriter.add_weight(f"{base}_packed", conv2d_int8.pack_weight(ohwi, config.block, dot))
-        constant = rewriter.add_weight(f"{base}_correction", conv2d_int8.correction(ohwi, convert, dot, bias))
-        self.absorbed.update(chain.absorbed if chain is not None else ())
+        packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_weight(ohwi, config.block, dot))
+        constant = conv2d_int8.correction(ohwi, convert, dot, bias)
+        constants = [packed, rewriter.add_weight(f"{base_name(args)}_correction", constant)]
         ty = relax.TensorType(shape_of(call), out_dtype)
         name = "matmul_int8" if matrix else "conv2d_int8"
-        return call_template(rewriter, name, tensors, [data, packed, constant], ty), macs
+        return call_template(rewriter, name, tensors, [data, *constants], ty), macs
+
+    def _chain(self, rewriter: Rewriter, call: Any) -> tuple[np.ndarray | None, str]:  # noqa: ANN401
+        """Return the bias and the dtype that a layer takes from its readers, and absorb those."""
+        chain = self.sums.get(call)
+        if chain is None:
+            return None, "float32"
+        self.absorbed.update(chain.absorbed)
+        return None if chain.bias is None else rewriter.weight(rewriter.new(chain.bias)), "int32"
+
+    def _depthwise(
+        self,
+        rewriter: Rewriter,
+        call: Any,  # noqa: ANN401
+        args: list[Any],
+        weight: np.ndarray,
+        convert: Dequantize,
+    ) -> tuple[Any, int] | None:
+        """Return the kernel's call and its multiply-accumulates for groups = channels = outputs."""
+        channels = shape_of(args[0])[3]
+        whole = depthwise_int8.is_whole(weight)
+        if not (int(call.attrs.groups) == channels == weight.shape[0] and weight.shape[3] == 1 and whole):
+            return None
+        workload = depthwise.DepthwiseWorkload(channels=channels, **window_of(call, args))
+        config = depthwise_int8.default_config(workload, weight, self.target)
+        bias, out_dtype = self._chain(rewriter, call)
+        packed = depthwise_int8.pack_weight(weight, config, self.target)
+        constants = [
+            rewriter.add_weight(f"{base_name(args)}_packed", packed),
+            rewriter.add_weight(f"{base_name(args)}_correction", depthwise_int8.correction(weight, convert, bias)),
+        ]
+        tensors = depthwise_int8.compute(workload, config, convert, self.target, out_dtype)
+        ty = relax.TensorType(shape_of(call), out_dtype)
+        data, _ = stored_of(rewriter, args[0])
+        return call_template(rewriter, "depthwise_int8", tensors, [data, *constants], ty), workload.macs
+
+
+def base_name(args: list[Any]) -> str:
+    """Return what the packed forms of a layer's weights are called after."""
+    return str(getattr(args[1], "name", "weight"))
