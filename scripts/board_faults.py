@@ -15,11 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingot.autotune.board import Board, Outcome, open_board
+from ingot.autotune.measure import Plan, measure
 from ingot.packager.link import zig_path
 from ingot.target import load_target
 from loopback_sshd import MISSING, Sshd, sshd
@@ -160,6 +161,28 @@ def _crash(server: Sshd, bench: Bench) -> Outcome:
     return board_of(server).run(bench.batch(), ["crash"], 5)
 
 
+@dataclass
+class _Told:
+    """A board whose executable is told how to behave, in place of what to measure."""
+
+    board: Board
+    how: str
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.board, name)
+
+    def run(self, executable: Path, _arguments: Sequence[str], timeout_s: float) -> Outcome:
+        return self.board.run(executable, [self.how], timeout_s)
+
+
+def _wrong_answer(server: Sshd, bench: Bench) -> Outcome:
+    """The fastest candidate of all computes something else: no time may be kept of it."""
+    found = measure(_Told(board_of(server), "wrong"), bench.batch(), Plan([[0, 1]]))  # type: ignore[arg-type]
+    if found[0].ns != 100 or found[1].ns is not None:
+        return Outcome("ok", (), "a wrong time was kept, or a right one was not")
+    return Outcome(found[1].status, (), found[1].detail)  # type: ignore[arg-type]
+
+
 def _wrong_arch(server: Sshd, bench: Bench) -> Outcome:
     """The board is another machine than the target."""
     other = "visionfive-2" if load_target("native").arch != "riscv64" else "raspberry-pi-4"
@@ -186,6 +209,7 @@ FAULTS: dict[str, tuple[Callable[[Sshd, Bench], Outcome], str]] = {
     "hang": (_hang, "timeout"),
     "slow": (_slow, "ok"),
     "crash": (_crash, "crash"),
+    "wrong answer": (_wrong_answer, "wrong_answer"),
     "wrong architecture": (_wrong_arch, "wrong_arch"),
     "no loader": (_no_loader, "wrong_arch"),
     "disk full": (_disk_full, "disk_full"),

@@ -25,7 +25,7 @@ from pathlib import Path
 from ingot.autotune import log
 
 #: Records of a batch: what a run appends, and far more than the kernel copies between two looks for a signal.
-BATCHES = (1, 1, 3, 3, 12, 12, 400)
+BATCHES = (1, 1, 3, 3, 12, 12, 100)
 
 
 def record(writer: int, number: int) -> log.Record:
@@ -221,7 +221,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ingot-logs-") as name:
         for writers in (1, 4):
             kills = kill_rounds(Path(name), options.kills, writers, options.seed)
-            print(f"{writers} writers: {kills}")
+            print(f"{writers} writers: {kills}", flush=True)
             bad += kills.lost + kills.failures
         damage = corrupted_rounds(Path(name), options.corrupted, options.seed)
         print(damage)

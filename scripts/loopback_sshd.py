@@ -131,9 +131,9 @@ class Sshd:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
 
-    def wait_for_run(self) -> Path:
+    def wait_for_run(self, patience_s: float = 20) -> Path:
         """The executable that runs on the board, once one does."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             for process in self.sessions():
                 with contextlib.suppress(psutil.Error):

@@ -35,6 +35,7 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "count")) printf("%llu\n%llu\n", count(1000), count(11000));
     if (!strcmp(what, "arguments"))
         for (int i = 2; i < argc; i++) puts(argv[i]);
+    if (!strcmp(what, "wrong")) return puts("{\"candidate\": 1, \"ns\": [1], \"error\": 0.5, \"noise\": 0}") < 0;
     puts("{\"candidate\": 1, \"ns\": [200], \"error\": 0, \"noise\": 0}");
     return 0;
 }
