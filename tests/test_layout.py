@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "driver": ROOMS,
     "cli": ROOMS | {"driver", "emulator"},
     # `import ingot` itself: light names at once, the driver and the artifact only when first used.
-    "__init__": {"errors", "runtime", "driver", "packager"},
+    "__init__": {"errors", "runtime", "driver", "frontend", "packager"},
 }
 # The package itself, for __version__ and for the public functions that the command line calls.
 ROOT_USERS = {"packager", "driver", "cli"}

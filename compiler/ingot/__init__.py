@@ -12,11 +12,17 @@ from ingot.runtime.loader import Model, load
 
 if TYPE_CHECKING:
     from ingot.driver import compile
+    from ingot.frontend.custom import OpNode, register_op
     from ingot.packager.artifact import Artifact
 
 __version__ = "0.1.0"
 
-_LAZY = {"compile": "ingot.driver", "Artifact": "ingot.packager.artifact"}
+_LAZY = {
+    "compile": "ingot.driver",
+    "Artifact": "ingot.packager.artifact",
+    "OpNode": "ingot.frontend.custom",
+    "register_op": "ingot.frontend.custom",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
@@ -27,4 +33,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be a
     raise AttributeError(f"module 'ingot' has no attribute {name!r}")
 
 
-__all__ = ["Artifact", "IngotError", "Model", "__version__", "compile", "load"]
+__all__ = ["Artifact", "IngotError", "Model", "OpNode", "__version__", "compile", "load", "register_op"]

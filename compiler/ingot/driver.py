@@ -231,7 +231,9 @@ def _run_passes(
 def _generate(state: State) -> Program:
     """Return the planned program with its machine code."""
     from ingot.errors import CompilerError
+    from ingot.frontend.custom import c_sources
     from ingot.packager.codegen import generate_object
+    from ingot.packager.link import build_object
 
     program = state.program
     if program is None:
@@ -240,4 +242,5 @@ def _generate(state: State) -> Program:
         return program
     functions = {raw.symbol: raw.function for raw in state.lowered.kernels}
     code, llvm_ir = generate_object(functions, state.target)
-    return replace(program, objects=(code,), llvm_ir=llvm_ir)
+    users = [build_object(source, state.target) for source in c_sources(state.imported.module)]
+    return replace(program, objects=(code, *users), llvm_ir=llvm_ir)

@@ -6,7 +6,7 @@ its tensor: nothing later checks it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ingot.frontend.tvm_types import Builder, Expr
@@ -22,10 +22,11 @@ def call_loops(
     inputs: Sequence[Expr],
     outputs: Sequence[tuple[tuple[int, ...], str]],
     body: Callable[[Buffers, Buffers], None],
+    attributes: Mapping[str, str] | None = None,
 ) -> list[Expr]:
     """Emit one kernel; return its outputs, one for each (shape, dtype) of `outputs`.
 
-    body(inputs, outputs) writes the statements with `tvm.script.ir_builder.tirx`.
+    body(inputs, outputs) writes the statements with `tvm.script.ir_builder.tirx`. `attributes` go to the PrimFunc.
     """
     from tvm import relax, s_tir, tirx
     from tvm.ir import Range
@@ -49,7 +50,7 @@ def call_loops(
     inner = s_tir.SBlock([], whole(sources), whole(results), name, statement)
     root = s_tir.SBlock([], [], [], "root", s_tir.SBlockRealize([], yes, inner))
     function = tirx.PrimFunc([*sources, *results], s_tir.SBlockRealize([], yes, root))
-    for key, value in (("op_pattern", _OPAQUE), ("tirx.noalias", True), ("s_tir", True)):
+    for key, value in (("op_pattern", _OPAQUE), ("tirx.noalias", True), ("s_tir", True), *(attributes or {}).items()):
         function = function.with_attr(key, value)
     types = [relax.TensorType(shape, dtype) for shape, dtype in outputs]
     gvar = builder.add_func(function, name)

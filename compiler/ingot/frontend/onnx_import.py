@@ -13,9 +13,11 @@ import numpy as np
 
 from ingot.errors import IngotError, ModelError, UnsupportedError
 from ingot.frontend.bind import Bindable, bound_inputs
+from ingot.frontend.custom import converted, custom_op
 from ingot.frontend.interface import CONSTANT_ELEMENTS, Counted, Imported, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
+from ingot.frontend.onnx_custom import op_node
 from ingot.frontend.onnx_ops import IN_FLOAT32, own_converter, tvm_converters
 from ingot.frontend.onnx_ops.context import Context, dtype_name
 from ingot.frontend.onnx_read import OnnxModel, read_onnx
@@ -244,8 +246,12 @@ class _Importer:
         if node.op_type in IN_FLOAT32 and node.domain in ("", "ai.onnx"):
             self._widen(context)
         try:
-            own = own_converter(node.domain, node.op_type)
-            results = own(context) if own is not None else NotImplemented
+            results: Expr = NotImplemented
+            custom, own = custom_op(node.domain, node.op_type), own_converter(node.domain, node.op_type)
+            if custom is not None:
+                results = converted(custom, op_node(self.graph, node, label, context.inputs, self.bb))
+            elif own is not None:
+                results = own(context)
             if results is NotImplemented:
                 results = self._by_tvm(context)
             results = self._as_list(results)

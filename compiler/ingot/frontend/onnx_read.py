@@ -259,7 +259,7 @@ def refuse_operators(refused: dict[str, list[str]]) -> None:
         "the model uses operators that are not supported",
         where=f"{sum(map(len, refused.values()))} nodes",
         found="; ".join(listed),
-        hint="replace these operators before exporting the model, or export with a newer opset",
+        hint="replace these operators before exporting the model, or teach them with ingot.register_op",
     )
 
 

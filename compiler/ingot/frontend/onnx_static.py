@@ -16,9 +16,12 @@ import numpy as np
 from ingot.errors import ModelError, UnsupportedError
 from ingot.frontend.counted import OPERATORS as COUNTED
 from ingot.frontend.counted import bounds
+from ingot.frontend.custom import custom_op
 from ingot.frontend.extents import Extent, Situation, follow
 from ingot.frontend.liveness import is_view
+from ingot.frontend.onnx_constants import constant_value, stays_true
 from ingot.frontend.onnx_contrib import DOMAIN, OPERATORS, contrib_body
+from ingot.frontend.onnx_custom import custom_types, op_node
 from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, Labelled, Unroller, check_steps, function_body, rename
 from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label, refuse_operators
 from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
@@ -214,7 +217,7 @@ class _Walker:
                 found=f"{node.input[0] or 'no trip count'!r} is computed at run time",
                 hint="export the model with a fixed number of steps",
             )
-        if not _stays_true(body):
+        if not stays_true(body):
             raise UnsupportedError(
                 "a Loop that may end early is not supported",
                 where=label,
@@ -362,7 +365,7 @@ class _Walker:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         types, constants = self.static.types, self.static.constants
         if node.op_type == "Constant":
-            return _constant_value(attributes, label)
+            return constant_value(attributes, label)
         if node.op_type in ("Shape", "Size") and node.input[0] in types:
             shape = types[node.input[0]].shape
             if node.op_type == "Size":
@@ -406,6 +409,10 @@ class _Walker:
     def _infer(self, node: onnx.NodeProto, label: str) -> dict[str, TensorType | None]:
         import onnx
 
+        custom = custom_op(node.domain, node.op_type)
+        if custom is not None:
+            made = [TensorType(*kind) for kind in custom_types(custom, op_node(self.static, node, label))]
+            return {name: kind for name, kind in zip(node.output, made, strict=False) if name}
         version = self.opsets.get(node.domain, self.opsets.get("ai.onnx" if node.domain == "" else "", 0))
         schema = onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
         types, constants = self.static.types, self.static.constants
@@ -544,36 +551,6 @@ def _empty(kind: TensorType) -> np.ndarray:
     import onnx
 
     return np.zeros(kind.shape, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem))
-
-
-def _stays_true(body: onnx.GraphProto) -> bool:
-    """Whether a Loop's body hands its condition on, or says true."""
-    name = body.output[0].name
-    makers = {output: node for node in body.node for output in node.output}
-    while name in makers and makers[name].op_type == "Identity":
-        name = makers[name].input[0]
-    if name == body.input[1].name:
-        return True
-    maker = makers.get(name)
-    if maker is not None and maker.op_type == "Constant":
-        attributes = {attribute.name: attribute for attribute in maker.attribute}
-        return bool(np.all(_constant_value(attributes, "Loop")))
-    return any(tensor.name == name and bool(np.all(tensor_array(tensor, "Loop"))) for tensor in body.initializer)
-
-
-def _constant_value(attributes: dict[str, onnx.AttributeProto], label: str) -> np.ndarray:
-    if "value" in attributes:
-        return tensor_array(attributes["value"].t, label)
-    for name, dtype in (("value_float", np.float32), ("value_int", np.int64)):
-        if name in attributes:
-            attribute = attributes[name]
-            return np.array(attribute.f if dtype is np.float32 else attribute.i, dtype=dtype)
-    if "value_floats" in attributes:
-        return np.array(list(attributes["value_floats"].floats), dtype=np.float32)
-    if "value_ints" in attributes:
-        return np.array(list(attributes["value_ints"].ints), dtype=np.int64)
-    found = ", ".join(attributes) or "no value"
-    raise UnsupportedError("a Constant of this kind is not supported", where=label, found=found, allowed="numbers")
 
 
 def _static_type(proto: onnx.TypeProto, label: str) -> TensorType | None:

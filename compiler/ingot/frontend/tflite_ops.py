@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingot.errors import UnsupportedError
+from ingot.frontend.custom import CustomOp, OpNode, converted, custom_op
 from ingot.frontend.interface import CONSTANT_ELEMENTS
 from ingot.frontend.normalize import Weights
 from ingot.frontend.tvm_types import Builder, Expr, Operator, Options, TfliteConverter, Value, Wrapper
@@ -198,6 +199,8 @@ def _converter_class() -> type:
         def refusal(self, operator: tflite.Operator) -> str | None:
             """Why this operator cannot be converted (its name and reason), or None."""
             name = self.name_of(operator)
+            if name.startswith("custom ") and custom_op("", name.removeprefix("custom ")) is not None:
+                return None
             if name not in OWN and (name not in self.convert_map or name in _REFUSED or name.startswith("STABLEHLO")):
                 return name
             inputs = [item for item in self.get_tensors(operator.InputsAsNumpy()) if item.tensor_idx >= 0]
@@ -228,6 +231,9 @@ def _converter_class() -> type:
             """The operator's outputs as Relax expressions."""
             name = self.name_of(operator)
             own = OWN.get(name)
+            custom = custom_op("", name.removeprefix("custom ")) if name.startswith("custom ") else None
+            if custom is not None:
+                return self._custom(custom, operator, name)
             result = own(self, operator) if own is not None else self.convert_map[name](op=operator)
             if isinstance(result, list):
                 return result
@@ -240,6 +246,23 @@ def _converter_class() -> type:
                 var = self.bb.emit(result)
                 return [relax.TupleGetItem(var, index) for index in range(len(result.ty.fields))]
             return [result]
+
+        def _custom(self, custom: CustomOp, operator: tflite.Operator, name: str) -> list[Expr]:
+            """The results of an operator that the user registered."""
+            inputs = self.get_input_tensors(operator)
+            raw = bytes(operator.CustomOptionsAsNumpy()) if operator.CustomOptionsLength() else b""
+            held = [item if item.buffer.DataLength() else None for item in inputs]
+            node = OpNode(
+                label=name,
+                inputs=tuple(self.get_tensor_expr(item) for item in inputs),
+                shapes=tuple(self.shape_of(item) for item in inputs),
+                dtypes=tuple(self.get_tensor_type_str(item.tensor.Type()) for item in inputs),
+                constants=tuple(None if item is None else np.asarray(self.get_tensor_value(item)) for item in held),
+                attributes={"custom_options": raw},
+                outputs=operator.OutputsLength(),
+                builder=self.bb,
+            )
+            return converted(custom, node)
 
         def options(self, operator: tflite.Operator, kind: str) -> Options:
             """The operator's options table, read as `kind` (a class of the schema)."""

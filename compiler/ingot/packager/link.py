@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingot.errors import CompilerError, LoadError, OutputError, ToolchainError
+from ingot.errors import CompilerError, LoadError, OptionError, OutputError, ToolchainError
 from ingot.packager.elf import SHF_ALLOC, Elf, hide_symbols
 
 if TYPE_CHECKING:
@@ -157,6 +157,22 @@ def build_program(main: str, triple: str, cpu: str) -> bytes:
         flags = [flag for flag in _COMPILE if flag != "-fPIC"]
         _zig(["cc", *machine, *flags, "-s", "-Wl,--build-id=none", "-o", "program", main, "-ldl"], folder)
         return (folder / "program").read_bytes()
+
+
+def build_object(source: str, target: Target) -> bytes:
+    """A relocatable object from a C file of a user's; OptionError with the compiler's words if it is not valid."""
+    with _workspace() as folder:
+        try:
+            (folder / "operator.c").write_text(source, encoding="utf-8")
+        except OSError as error:
+            raise _disk_error(error, folder) from None
+        machine = ["-target", target.zig_triple, f"-mcpu={target.baseline()}"]
+        flags = [flag for flag in _COMPILE if flag not in ("-Wextra", "-Werror")]
+        try:
+            _zig(["cc", *machine, *flags, "-c", "operator.c", "-o", "operator.o"], folder)
+        except ToolchainError as error:
+            raise OptionError("a registered operator's C source does not compile", found=error.found) from None
+        return (folder / "operator.o").read_bytes()
 
 
 def build_plugin(source: bytes, triple: str, cpu: str, defines: Sequence[str] = ()) -> bytes:

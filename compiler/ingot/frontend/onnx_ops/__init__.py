@@ -10,6 +10,7 @@ import functools
 import importlib
 from typing import TYPE_CHECKING
 
+from ingot.frontend.custom import custom_op
 from ingot.frontend.onnx_contrib import OPERATORS
 from ingot.frontend.onnx_ops.context import TABLE, Context, Converter
 
@@ -91,6 +92,8 @@ def own_converter(domain: str, operator: str) -> Converter | None:
 
 def is_supported(domain: str, operator: str) -> bool:
     """Whether some converter takes this operator."""
+    if custom_op(domain, operator) is not None:
+        return True
     if own_converter(domain, operator) is not None:
         return True
     if domain == "com.microsoft":
