@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from ingot.frontend.interface import Imported
     from ingot.frontend.keep_state import Kept
     from ingot.packager.artifact import Artifact
-    from ingot.passes.picks import Picks
+    from ingot.packager.half_error import HalfSummary
+    from ingot.packager.selftest import SelfTest
     from ingot.passes.state import State
     from ingot.program import Program
     from ingot.target import Target
 
 #: Arithmetic the compiler can generate.
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+HALF_PRECISIONS = ("bf16", "fp16")
 
 #: Where calibration samples are: a file or folder, or arrays by input name.
 Calibration = Union[str, "os.PathLike[str]", Mapping[str, Any]]
@@ -35,7 +37,7 @@ def stages() -> tuple[str, ...]:
     """Return the names `progress` is called with, in order."""
     from ingot.passes.pipeline import STEPS
 
-    return ("import", *STEPS, "generate_code", "selftest", "link")
+    return ("import", *STEPS, "generate_code", "selftest", "measure_error", "link")
 
 
 def compile(
@@ -63,6 +65,8 @@ def compile(
     bind:      values by input name (arrays, numbers or lists of them): these inputs become constants of the model.
     state:     an output by input name, or (output, first value): the model keeps them from one run to the next.
     precision: arithmetic of float layers; layers that are quantised in the model stay so. "int8" quantises them.
+               "bf16" and "fp16" multiply and store in half precision, with float32 sums, in the layers that gain by it
+               on the target; the artifact's notices and metadata say which did and what it costs in accuracy.
     calibrate: samples for precision="int8": a .npz file, a folder of .npy, .npz, .png or .jpg files, or arrays by input
                name, with the samples along a first dimension (see `ingot.quantize.samples`).
     calibrator: how ranges follow from samples: see `ingot.quantize.calibrators`.
@@ -77,16 +81,19 @@ def compile(
     from ingot.autotune.lookup import load as load_logs
     from ingot.packager.artifact import package
     from ingot.packager.selftest import build_selftest
+    from ingot.passes.pipeline import run
+    from ingot.passes.state import State
 
-    _check_precision(precision, calibrate)
     report = _Reporter(progress)
     board = load_target(target)
+    _check_precision(precision, board, calibrate)
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
     imported = _import(path, shape, bind, state)
     if calibrate is not None:
         imported = _quantize(imported, board, calibrate, calibrator, progress)
-    planned = _run_passes(imported, board, measured, print_ir_after=print_ir_after, show_ir=show_ir, report=report)
+    planned = State(imported.module, imported.weights, imported, board, picks=measured, precision=precision)
+    planned = run(planned, print_ir_after=print_ir_after, show=show_ir, progress=report)
     report("generate_code")
     program = _generate(planned)
     notices = [*imported.notices, *planned.notices]
@@ -98,8 +105,14 @@ def compile(
         stored, notice = build_selftest(Path(path), imported, precision=precision)
         if notice:
             notices.append(notice)
+    half = None
+    report("measure_error")
+    if precision in HALF_PRECISIONS:
+        half, stored = _measure(planned, program, imported, stored)
+        notices += _half_notices(planned, half)
     report("link")
-    artifact = package(program, replace(imported, notices=tuple(notices)), board, precision=precision, selftest=stored)
+    imported = replace(imported, notices=tuple(notices))
+    artifact = package(program, imported, board, precision=precision, selftest=stored, half=half)
     report.done()
     return artifact
 
@@ -123,20 +136,12 @@ def relax_after(
     from ingot.passes.pipeline import run, text_of
     from ingot.passes.state import State
 
-    _check_precision(precision, calibrate)
     board = load_target(target)
+    _check_precision(precision, board, calibrate)
     imported = _import(path, shape, bind, state)
     if calibrate is not None:
         imported = _quantize(imported, board, calibrate, calibrator, None)
-    return text_of(run(State(imported.module, imported.weights, imported, board), stop_after=step))
-
-
-def _check_precision(precision: str, calibrate: Calibration | None) -> None:
-    if precision not in PRECISIONS:
-        raise OptionError("unknown precision", where="precision", found=precision, allowed=", ".join(PRECISIONS))
-    if (precision == "int8") != (calibrate is not None):
-        wrong = "int8 needs calibration samples" if precision == "int8" else "only int8 needs calibration samples"
-        raise OptionError(wrong, where="precision", found=precision, hint="--precision int8 --calibrate samples.npz")
+    return text_of(run(State(imported.module, imported.weights, imported, board, precision=precision), stop_after=step))
 
 
 class _Reporter:
@@ -212,20 +217,60 @@ def _build_here(imported: Imported, folder: Path) -> Callable[[Mapping[str, Any]
     return run
 
 
-def _run_passes(
-    imported: Imported,
-    board: Target,
-    picks: Picks,
-    *,
-    print_ir_after: Collection[str],
-    show_ir: Callable[[str, str], None] | None,
-    report: _Reporter,
-) -> State:
-    from ingot.passes.pipeline import run
-    from ingot.passes.state import State
+def _check_precision(precision: str, board: Target, calibrate: Calibration | None) -> None:
+    """Raise OptionError for a precision that does not exist, lacks its samples or that the target cannot convert."""
+    if precision not in PRECISIONS:
+        raise OptionError("unknown precision", where="precision", found=precision, allowed=", ".join(PRECISIONS))
+    if (precision == "int8") != (calibrate is not None):
+        wrong = "int8 needs calibration samples" if precision == "int8" else "only int8 needs calibration samples"
+        raise OptionError(wrong, where="precision", found=precision, hint="--precision int8 --calibrate samples.npz")
+    from ingot.schedules.half import converts, half_of
 
-    state = State(imported.module, imported.weights, imported, board, picks=picks)
-    return run(state, print_ir_after=print_ir_after, show=show_ir, progress=report)
+    half = half_of(precision)
+    if half is not None and not converts(board, half):
+        raise OptionError(
+            f"this target cannot convert {precision} in hardware",
+            where="precision",
+            found=f"{precision} on {board.name}",
+            allowed=", ".join(p for p in PRECISIONS if (h := half_of(p)) is None or converts(board, h)),
+        )
+
+
+def _measure(
+    state: State, program: Program, imported: Imported, stored: SelfTest | None
+) -> tuple[HalfSummary, SelfTest | None]:
+    """Return what half precision did, and the selftest with tolerances for its error."""
+    from ingot.packager.half_error import HalfSummary, measure, widened
+
+    kinds = [layer.arithmetic for layer in state.layers]
+    multiplied, kept = kinds.count(state.precision), kinds.count("stored")
+    if multiplied or kept:
+        functions = {raw.symbol: raw.function for raw in state.lowered.kernels}
+        errors, why_not = measure(program, functions, imported, state.precision, stored)
+    else:
+        errors, why_not = (), ""
+    if stored is not None and errors:
+        stored = widened(stored, imported, errors)
+    return HalfSummary(len(kinds), multiplied, kept, state.half_tensors, errors, why_not), stored
+
+
+def _half_notices(state: State, half: HalfSummary) -> list[str]:
+    """Return what the user should know of half precision: what stays float32 and why, and the error."""
+    name, notices = state.precision, []
+    reasons: dict[str, int] = {}
+    for layer in state.layers:
+        if layer.arithmetic == "fp32":
+            reasons[layer.why] = reasons.get(layer.why, 0) + 1
+    if not half.multiplied and not half.stored:
+        notices.append(f"no layer gains by {name} on this target: all arithmetic and storage stays float32")
+    for why, count in reasons.items():
+        notices.append(f"{count} of {half.layers} layers multipl{'ies' if count == 1 else 'y'} in float32: {why}")
+    if half.why_not:
+        notices.append(f"the error of {name} was not measured: {half.why_not}")
+    for error in half.errors:
+        if error.max_error is None:
+            notices.append(f"output '{error.name}' is not finite in {name} on a random input: use fp32 or bf16")
+    return notices
 
 
 def _generate(state: State) -> Program:

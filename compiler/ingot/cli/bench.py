@@ -58,9 +58,11 @@ def command(library: Path, threads: int, seconds: float, against: Sequence[tuple
     with ingot.load(str(library), threads=1) as model:  # its own errors, before any other process
         feeds = random_feeds(model.inputs, seed)
         inputs = ", ".join(clean(repr(spec)) for spec in model.inputs)
+        precision = clean(model.metadata["precision"])
     out = console()
     plural = "" if threads == 1 else "s"
-    out.print(f"{clean(library)}, {threads} thread{plural}, random inputs (seed {seed}): {inputs}", soft_wrap=True)
+    what = f"{precision}, {threads} thread{plural}, random inputs (seed {seed})"
+    out.print(f"{clean(library)}, {what}: {inputs}", soft_wrap=True)
     contestants = [("ingot", library), *against]
     with peers(contestants, threads, [feeds] * len(contestants)) as running:
         outputs = [_outputs(peer) for peer in running] if against else []

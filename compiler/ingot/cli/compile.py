@@ -39,12 +39,14 @@ _STAGES = {
     "nhwc_layout": "choosing layouts",
     "clean_layout": "simplifying again",
     "fold_layout": "folding weights",
+    "half_layers": "choosing layers for half precision",
     "select_templates": "packing weights",
     "fuse": "fusing operators",
     "lower": "writing kernels",
     "plan_memory": "planning memory",
     "generate_code": "generating machine code",
     "selftest": "computing the selftest",
+    "measure_error": "measuring the error",
     "link": "linking",
     "done": "done",
 }
@@ -59,7 +61,9 @@ _STAGES = {
 @shape_option
 @bind_option
 @state_option
-@click.option("--precision", default="fp32", show_default=True, help="Arithmetic of float layers.")
+@click.option(
+    "--precision", default="fp32", show_default=True, help="Arithmetic of float layers: fp32, bf16, fp16, int8."
+)
 @click.option(
     "--calibrate",
     type=PATH,
@@ -232,7 +236,7 @@ def _save(artifact: Artifact, emit: str, paths: Sequence[Path]) -> None:
 
 
 def _summarise(artifact: Artifact, model: Path, paths: Sequence[Path], emit: str, *, named: bool) -> None:
-    from ingot.cli.console import clean, console, facts, number, size
+    from ingot.cli.console import clean, console, facts, number, precision_words, size
 
     out, meta = console(), artifact.metadata
     board: dict[str, Any] = meta["target"]
@@ -244,6 +248,7 @@ def _summarise(artifact: Artifact, model: Path, paths: Sequence[Path], emit: str
         ("weights", f"{size(meta['weights_bytes'])}, mapped from the file, shared by all that use it"),
         ("RAM", f"{size(meta['memory_bytes'])} for each instance, of which {size(meta['arena_bytes'])} arena"),
         ("work", f"{meta['kernels']} kernels in {meta['steps']} steps, {number(meta['macs'])} multiply-adds"),
+        ("precision", precision_words(meta)),
         ("selftest", "stored" if meta["selftest"] else "none"),
     ]
     facts(out, rows)

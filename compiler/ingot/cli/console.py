@@ -103,3 +103,20 @@ def verdict(ok: bool | None) -> Text:
     if ok is None:
         return Text("-")
     return Text("yes", style="green") if ok else Text("no", style="bold red")
+
+
+def precision_words(meta: dict[str, Any]) -> str:
+    """The precision of a library and, for a half format, what it covers and the largest error of its outputs."""
+    half, name = meta.get("half"), str(meta["precision"])
+    if half is None:
+        return name
+    words = f"{name}: {half['multiplied']} of {half['layers']} layers multiply in it"
+    if half["stored"]:
+        words += f", {half['stored']} more store their weights in it"
+    if half["tensors"]:
+        words += f", {half['tensors']} tensors are stored in it"
+    worst = min((e for e in half["errors"] if e["sqnr_db"] is not None), key=lambda e: e["sqnr_db"], default=None)
+    if worst is not None:
+        largest = f"max|error| {worst['max_error']:.2g} of {worst['max_reference']:.2g}"
+        words += f"; random input against fp32: SQNR {worst['sqnr_db']:.1f} dB, {largest}"
+    return words

@@ -138,7 +138,7 @@ def _library(path: Path) -> dict[str, Any]:
 
 
 def _show_library(facts: dict[str, Any]) -> None:
-    from ingot.cli.console import clean, console, number, show, size, table
+    from ingot.cli.console import clean, console, number, precision_words, show, size, table
     from ingot.cli.console import facts as print_facts
 
     out, meta = console(), facts["metadata"]
@@ -156,7 +156,8 @@ def _show_library(facts: dict[str, Any]) -> None:
         ("arena", size(arena) + ratio),
         ("RAM", f"{size(meta['memory_bytes'])} for each instance, arena included"),
         ("code", f"{size(facts['text_bytes'])} .text, {meta['kernels']} kernels in {meta['steps']} steps"),
-        ("work", f"{number(meta['macs'])} multiply-adds, {meta['precision']}"),
+        ("work", f"{number(meta['macs'])} multiply-adds"),
+        ("precision", precision_words(meta)),
         ("selftest", "stored" if meta["selftest"] else "none"),
         *(("bound", _bound(entry)) for entry in meta["bound"]),
         *(("state", f"{e['input']} = {e['output']} {e['dtype']}{e['shape']}") for e in meta["states"]),

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-#: Largest max|error| / max|reference| of float outputs; 8-bit outputs may differ by one step of their 255.
-TOLERANCE = 1e-4
+#: Largest max|error| / max|reference| of float outputs, by the library's precision; 8-bit outputs may differ by one
+#: step of their 255.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2}
 
 
 @dataclass
@@ -33,6 +34,7 @@ class _Score:
     """What the samples so far say of one output."""
 
     spec: TensorSpec
+    precision: str
     error: float = 0.0  # max|error| / max|reference|
     steps: float = 0.0  # max|error|, as stored
     agreeing: int = 0
@@ -60,8 +62,12 @@ class _Score:
         if self.spec.type in ("int8", "uint8"):
             return self.steps <= 1 and self.error < float("inf")
         if self.spec.dtype.kind == "f" or self.spec.type == "bfloat16":
-            return self.error <= TOLERANCE
+            return self.error <= _tolerance(self.precision)
         return self.error == 0
+
+
+def _tolerance(precision: str) -> float:
+    return TOLERANCES.get(precision, TOLERANCES["fp32"])
 
 
 def _widen(bits: Array) -> Array:
@@ -78,7 +84,7 @@ def _widen(bits: Array) -> Array:
 @click.option(
     "--tolerance",
     type=click.FloatRange(0),
-    help="Largest max|error| / max|reference|. Default: 1e-4; one step for 8-bit outputs.",
+    help="Largest max|error| / max|reference|. Default: 1e-4; 2e-2 for fp16, 6e-2 for bf16; one step for 8 bits.",
 )
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), default=1, show_default=True)
 @seed_option
@@ -111,7 +117,7 @@ def command(
     source_format = _source_format(model, meta)
     bound, states = _bound(meta, parse_binds(binds)), _first_states(library, meta)
     inputs = [TensorSpec(t) for t in meta["inputs"]]
-    scores = [_Score(TensorSpec(t)) for t in meta["outputs"]]
+    scores = [_Score(TensorSpec(t), meta["precision"]) for t in meta["outputs"]]
     out = console()
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(_runner(library, meta, place, threads))
@@ -350,6 +356,9 @@ def _show(scores: Sequence[_Score], tolerance: float | None) -> bool:
     out = console()
     show(out, table(columns, rows, right=("max|err| / max|ref|", "max|err|", "same argmax")))
     ok = all(score.within(tolerance) for score in scores)
-    allowed = f"{tolerance:g}" if tolerance is not None else f"{TOLERANCE:g}, one step for 8-bit, none for integers"
+    allowed = f"{tolerance:g}" if tolerance is not None else ""
+    if not allowed:
+        precision = scores[0].precision if scores else "fp32"
+        allowed = f"{_tolerance(precision):g} for {clean(precision)}, one step for 8-bit, none for integers"
     out.print(("" if ok else "not ") + f"within the tolerance ({allowed})", style="green" if ok else "bold red")
     return ok

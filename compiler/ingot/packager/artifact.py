@@ -18,6 +18,7 @@ from ingot.packager.metadata import build_metadata, encode_metadata, memory_byte
 
 if TYPE_CHECKING:
     from ingot.frontend.interface import Imported
+    from ingot.packager.half_error import HalfSummary
     from ingot.packager.selftest import SelfTest
     from ingot.program import Program
     from ingot.target import Target
@@ -131,9 +132,15 @@ def _output_error(error: OSError | ValueError, target: Path) -> OutputError:
 
 
 def package(
-    program: Program, imported: Imported, target: Target, *, precision: str, selftest: SelfTest | None
+    program: Program,
+    imported: Imported,
+    target: Target,
+    *,
+    precision: str,
+    selftest: SelfTest | None,
+    half: HalfSummary | None = None,
 ) -> Artifact:
-    """Turn a lowered program into an artifact.
+    """Turn a lowered program into an artifact; `half` says what half precision did, where it was asked for.
 
     Raises CompilerError where the program contradicts itself, ToolchainError where the linker is missing or fails,
     OutputError where the disk is full, UnsupportedError where the model is too large for a 32-bit target.
@@ -149,6 +156,8 @@ def package(
             hint="compile for a 64-bit target",
         )
     metadata = build_metadata(program, imported, target, precision=precision, has_selftest=selftest is not None)
+    if half is not None:
+        metadata["half"] = half.metadata()
     note = encode_metadata(metadata)
     files = {"weights.bin": program.weights, "metadata.json": note}
     if selftest is not None:

@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 from tvm.ir.transform import Sequential
 
 from ingot.errors import CompilerError, ToolchainError
-from ingot.schedules import fixed_point
+from ingot.schedules import fixed_point, llvm_forms
 from ingot.schedules.lanes import lower_lanes
 from ingot.schedules.vector_math import replace_calls
 from ingot.target import Target
@@ -165,6 +165,7 @@ def _build(functions: dict[str, Any], target: Target) -> Any:  # noqa: ANN401 - 
     module = tvm.IRModule({symbol: functions[symbol] for symbol in sorted(functions)})
     with tvm.transform.PassContext(opt_level=3):
         module = _passes(llvm_target, target)(module)
+        module = tvm.IRModule(llvm_forms.link(dict(module.functions.items()), target))
         return build(module, llvm_target)
 
 

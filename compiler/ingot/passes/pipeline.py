@@ -9,10 +9,12 @@ from ingot.errors import CompilerError, OptionError
 from ingot.passes.fold_batch_norm import fold_batch_norm
 from ingot.passes.fold_constants import fold_constants
 from ingot.passes.fuse import fuse
+from ingot.passes.half_storage import half_storage
 from ingot.passes.invariants import INVARIANTS, check
 from ingot.passes.layout import nhwc_layout
 from ingot.passes.lower import lower
 from ingot.passes.plan_memory import plan_memory
+from ingot.passes.precision import half_layers
 from ingot.passes.recognise import recognise
 from ingot.passes.select_attention import select_attention
 from ingot.passes.select_products import select_products
@@ -44,12 +46,14 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("clean_layout", simplify, requires=("nhwc",), ensures=("no_identities",)),
     Pass("fold_layout", fold_constants, requires=("no_identities",), ensures=("constants_folded",)),
     Pass("recognise", recognise, requires=("nhwc", "constants_folded")),
+    Pass("half_layers", half_layers, requires=("nhwc", "constants_folded")),
     Pass("select_templates", select_templates, requires=("nhwc", "constants_folded"), ensures=("packed_weights",)),
     Pass("select_attention", select_attention, requires=("nhwc", "constants_folded")),
     Pass("select_products", select_products, requires=("nhwc", "constants_folded")),
     Pass("select_rows", select_rows, requires=("nhwc", "constants_folded")),
     Pass("select_recurrent", select_recurrent, requires=("nhwc", "constants_folded")),
     Pass("fuse", fuse, requires=("packed_weights",), ensures=("only_kernels",)),
+    Pass("half_storage", half_storage, requires=("only_kernels",)),
     Pass("lower", lower, requires=("only_kernels",), ensures=("defined_before_use", "all_outputs_written")),
     Pass("plan_memory", plan_memory, requires=("defined_before_use", "all_outputs_written"), ensures=("no_overlap",)),
 )

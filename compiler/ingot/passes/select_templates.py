@@ -57,7 +57,7 @@ def select_templates(state: State) -> State:
         macs += count
         return result
 
-    return rewrite(state, visit).having(macs=macs)
+    return rewrite(state, visit).having(macs=state.macs + macs)
 
 
 def _call(rewriter: Rewriter, name: str, tensors: list[Any], args: list[Any], ty: Any) -> Any:  # noqa: ANN401

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class LayerPrecision:
+    """How one layer with weights is computed: `label` names its weight, `why` says why it is not in half precision.
+
+    arithmetic: "bf16" or "fp16" (products of half-precision values, float32 sums), "stored" (float32 products of
+    half-precision weights) or "fp32".
+    """
+
+    label: str
+    arithmetic: str
+    why: str
+
+
+@dataclass(frozen=True)
 class State:
     """The program between two passes.
 
@@ -24,6 +37,8 @@ class State:
     lowered:    set by `lower`: the steps over virtual buffers, see `ingot.passes.lower`.
     program:    set by `plan_memory`: the finished description for the packager.
     picks:      chooses the templates' configs, see `ingot.passes.picks`; None for the cost formula.
+    precision:  what the user asked for; `layers` and `half_tensors` (how many tensors between kernels are stored in
+                half precision) say what became of it, if it is half.
     """
 
     module: Any
@@ -35,6 +50,9 @@ class State:
     program: Program | None = None
     notices: tuple[str, ...] = field(default=())
     picks: Callable[[Any], Any] | None = field(default=None, compare=False, repr=False)
+    precision: str = "fp32"
+    layers: tuple[LayerPrecision, ...] = ()
+    half_tensors: int = 0
 
     def having(self, **changes: Any) -> State:  # noqa: ANN401 - any field of State
         """Return a copy with the given fields replaced."""

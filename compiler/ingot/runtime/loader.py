@@ -270,6 +270,12 @@ def _is_numbers(value: Any) -> bool:  # noqa: ANN401
 
 _KIND = {"dtype": lambda value: value in _DTYPES, "shape": [_is_size]}
 _PLACES = dict.fromkeys(("input_position", "output_position"), _is_size)
+
+
+def _is_measured(value: Any) -> bool:  # noqa: ANN401
+    return value is None or _is_scale(value)
+
+
 _TENSOR = {
     "name": _is_text,
     **_KIND,
@@ -291,6 +297,11 @@ _SCHEMA: dict[str, Any] = {
     "outputs": [{**_TENSOR, "counted": _is_maybe_size}],
     "bound": [{"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers}],
     "states": [{**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size}],
+}
+
+_HALF = {
+    **dict.fromkeys(("layers", "multiplied", "stored", "tensors"), _is_size),
+    "errors": [{"name": _is_text, **dict.fromkeys(("sqnr_db", "max_error", "max_reference"), _is_measured)}],
 }
 
 
@@ -354,6 +365,8 @@ def _metadata(file: _File) -> dict[str, Any]:
             hint = "use the loader of the ingot version that compiled it, or compile it again"
             file.refuse(f"the artifact has format {meta['format']}; this loader reads format {FORMAT}", hint=hint)
         _conform(meta, _SCHEMA, "metadata")
+        if "half" in meta:
+            _conform(meta["half"], _HALF, "half")
         _conform_tensors(meta["inputs"], "inputs")
         _conform_tensors(meta["outputs"], "outputs")
         name, arch = meta["name"], meta["target"]["arch"]

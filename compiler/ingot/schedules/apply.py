@@ -13,6 +13,7 @@ from ingot.schedules import (
     attention,
     batch_matmul,
     conv2d,
+    conv2d_half,
     conv2d_int8,
     depthwise,
     depthwise_int8,
@@ -40,6 +41,7 @@ class Template:
 TEMPLATES: dict[str, Template] = {
     "conv2d": Template(conv2d.TileConfig, conv2d.schedule, conv2d.finish),
     "conv2d_int8": Template(conv2d.TileConfig, conv2d_int8.schedule, conv2d_int8.finish),
+    conv2d_half.TEMPLATE: Template(conv2d.TileConfig, conv2d_half.schedule, conv2d_half.finish),
     "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule, depthwise.finish),
     "depthwise_int8": Template(depthwise_int8.DepthwiseInt8Config, depthwise_int8.schedule, depthwise_int8.finish),
     "attention": Template(attention.AttentionConfig, attention.schedule, attention.finish),

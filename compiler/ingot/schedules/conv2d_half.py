@@ -1,0 +1,178 @@
+"""Convolution and matrix product in half precision with float32 sums, two input channels at a time.
+
+The weights are packed as [CO/b][KH][KW][CI/2][b][2] and one instruction of `schedules.dot2` adds two products to each
+of its lanes. The data are stored in half precision as well; the result is float32, until what follows rounds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from ingot.errors import CompilerError
+from ingot.schedules import conv2d
+from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
+from ingot.schedules.dot2 import GROUP, Dot2, dot2_of, intrinsic_name
+from ingot.schedules.half import BF16, Half
+from ingot.schedules.vector import annotate_block, ceil_div
+from ingot.target import Target
+
+TEMPLATE = "conv2d_half"
+
+
+def grouped(workload: Conv2DWorkload) -> Conv2DWorkload:
+    """Return the workload as the inner loop sees it: pairs of channels as one."""
+    fields = {**workload.__dict__, "in_channels": ceil_div(workload.in_channels, GROUP)}
+    return Conv2DWorkload(**fields)
+
+
+def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
+    """Return the space of tiles."""
+    return conv2d.configs(grouped(workload), target)
+
+
+def default_config(workload: Conv2DWorkload, target: Target) -> TileConfig:
+    """Return the tile with the least estimated cost."""
+    return conv2d.default_config(grouped(workload), target)
+
+
+def matmul_workload(workload: MatmulWorkload) -> Conv2DWorkload:
+    """Return the 1x1 convolution that computes the same, the last dimension before K as its width."""
+    *outer, width = workload.lead
+    rows = int(np.prod(outer, dtype=np.int64))
+    one, none = (1, 1), (0, 0, 0, 0)
+    return Conv2DWorkload(1, rows, width, workload.k, workload.n, one, one, none, one, workload.dtype)
+
+
+def matmul_config(workload: MatmulWorkload, target: Target) -> TileConfig:
+    """Return the tile with the least estimated cost for a product: it joins rows of one outer dimension only."""
+    conv, lead = grouped(matmul_workload(workload)), (1, *workload.lead)
+    if workload.positions == 1:
+        return conv2d.default_config(conv, target)
+    found = [c for c in conv2d.configs(conv, target) if c.pixels <= lead[-1] or lead[-2] % (c.pixels // lead[-1]) == 0]
+    return min(found, key=lambda c: (conv2d.cost(conv, c, target), -c.pixels, c.block))
+
+
+def cost(workload: Conv2DWorkload, config: TileConfig, dot: Dot2, target: Target) -> float:
+    """Return the estimated cycles of one core, in the unit of `conv2d.cost`."""
+    return conv2d.cost(grouped(workload), config, target) / dot.rate
+
+
+def pack_weight(weight: np.ndarray, block: int, half: Half) -> np.ndarray:
+    """Pack OHWI float32 weights, rounded, to [CO/block][KH][KW][CI/2][block][2], padded with zeros."""
+    co, kh, kw, ci = weight.shape
+    blocks, groups = ceil_div(co, block), ceil_div(ci, GROUP)
+    padded = np.zeros((blocks * block, kh, kw, groups * GROUP), half.dtype)
+    padded[:co, :, :, :ci] = half.round(weight)
+    shaped = padded.reshape(blocks, block, kh, kw, groups, GROUP)
+    return np.ascontiguousarray(shaped.transpose(0, 2, 3, 4, 1, 5))
+
+
+def compute(workload: Conv2DWorkload, config: TileConfig, half: Half) -> list[Any]:
+    """Return the TE tensors [data NHWC in half precision, packed weight, output NHWC float32]."""
+    w = workload
+    (kh, kw), (sh, sw), (dh, dw) = w.kernel, w.strides, w.dilation
+    height, width, co = w.out_height, w.out_width, w.out_channels
+    blocks, groups = ceil_div(co, config.block), ceil_div(w.in_channels, GROUP)
+    data = te.placeholder((w.batch, w.height, w.width, w.in_channels), half.dtype, name="data")
+    weight = te.placeholder((blocks, kh, kw, groups, config.block, GROUP), half.dtype, name="weight")
+    tiled = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
+    need = ((height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw + (kw - 1) * dw + 1)
+    source = _source(data, w, need, groups * GROUP)
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, GROUP), "rk")
+    conv = te.compute(
+        (w.batch, height, tiled, blocks * config.block),
+        lambda n, y, x, c: te.sum(
+            half.widen(source[n, y * sh + ry * dh, x * sw + rx * dw, rc * GROUP + rk])
+            * half.widen(weight[c // config.block, ry, rx, rc, c % config.block, rk]),
+            axis=[ry, rx, rc, rk],
+        ),
+        name="conv",
+        attrs=annotate_block("conv2d", TEMPLATE, config),
+    )
+    out = te.compute((w.batch, height, width, co), lambda n, y, x, c: conv[n, y, x, c], name="conv_out")
+    return [data, weight, out]
+
+
+def _source(data: Any, w: Conv2DWorkload, need: tuple[int, int], channels: int) -> Any:  # noqa: ANN401 - TE tensors
+    """Return the tensor the instruction reads: `data`, or a copy padded with zeros, also to whole pairs."""
+    top, left = w.padding[0], w.padding[1]
+    if not (any(w.padding) or need[0] > w.height or need[1] > w.width or channels > w.in_channels):
+        return data
+    zero = tirx.const(0, str(data.dtype))
+
+    def padded(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+        inside = te.all(y >= top, y < w.height + top, x >= left, x < w.width + left, c < w.in_channels)
+        return te.if_then_else(inside, data[n, y - top, x - left, c], zero)
+
+    return te.compute((w.batch, *need, channels), padded, name="padded")
+
+
+def compute_matmul(workload: MatmulWorkload, config: TileConfig, half: Half) -> list[Any]:
+    """Return the TE tensors [data (lead..., K) in half precision, packed weight, output (lead..., N) float32].
+
+    Rows that fill the last tile repeat the last row, and are not stored.
+    """
+    blocks, groups = ceil_div(workload.n, config.block), ceil_div(workload.k, GROUP)
+    *outer, width = workload.lead
+    tiled = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
+    data = te.placeholder((*workload.lead, workload.k), half.dtype, name="data")
+    weight = te.placeholder((blocks, 1, 1, groups, config.block, GROUP), half.dtype, name="weight")
+    source = data
+    if workload.k % GROUP or tiled > width:
+        zero = tirx.const(0, half.dtype)
+
+        def padded(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
+            row = tirx.min(i[-2], tirx.IntImm("int64", width - 1)) if tiled > width else i[-2]
+            value = data(*i[:-2], row, i[-1])
+            return te.if_then_else(i[-1] < workload.k, value, zero) if workload.k % GROUP else value
+
+        source = te.compute((*outer, tiled, groups * GROUP), padded, name="padded")
+    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, GROUP), "rk")
+    conv = te.compute(
+        (*outer, tiled, blocks * config.block),
+        lambda *i: te.sum(
+            half.widen(source(*i[:-1], rc * GROUP + rk))
+            * half.widen(weight[i[-1] // config.block, 0, 0, rc, i[-1] % config.block, rk]),
+            axis=[rc, rk],
+        ),
+        name="matmul",
+        attrs=annotate_block("matmul", TEMPLATE, config),
+    )
+    return [data, weight, te.compute((*workload.lead, workload.n), lambda *i: conv(*i), name="matmul_out")]
+
+
+def compute_row(workload: MatmulWorkload, config: TileConfig, half: Half) -> list[Any]:
+    """Return the TE tensors [data (lead..., K) float32, weight as `conv2d.pack_weight`, rounded, output float32].
+
+    The weights are widened as they are loaded; products and sums are float32.
+    """
+    blocks = ceil_div(workload.n, config.block)
+    data = te.placeholder((*workload.lead, workload.k), "float32", name="data")
+    weight = te.placeholder((blocks, 1, 1, workload.k, config.block), half.dtype, name="weight")
+    rc = te.reduce_axis((0, workload.k), "rc")
+    conv = te.compute(
+        (*workload.lead, blocks * config.block),
+        lambda *i: te.sum(
+            data(*i[:-1], rc) * half.widen(weight[i[-1] // config.block, 0, 0, rc, i[-1] % config.block]), axis=[rc]
+        ),
+        name="matmul",
+        attrs=annotate_block("matmul", "conv2d", config),
+    )
+    return [data, weight, te.compute((*workload.lead, workload.n), lambda *i: conv(*i), name="matmul_out")]
+
+
+def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Target) -> None:  # noqa: ANN401
+    """Schedule the tile as `conv2d` does, with the dot product instruction as its innermost loops."""
+    dot = dot2_of(target, BF16)
+    if dot is None:
+        raise CompilerError("this target has no dot product instruction of bfloat16", where=target.name)
+    conv2d.schedule(sch, anchor, output, config, target, intrinsic_name(dot))
+
+
+def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any:  # noqa: ANN401
+    """Return the function as it is: the schedule expresses all of this template."""
+    return function
