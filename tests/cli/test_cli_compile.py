@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -35,7 +36,7 @@ def test_it_writes_a_library_that_runs(ingot: Ingot, tiny_model: Path, tmp_path:
     assert api.load(out, threads=1)(x).shape == (1, 5)
     lines = result.stdout.splitlines()
     assert lines[0] == f"wrote {out}  {out.stat().st_size / 1024:.1f} KiB"
-    for word in ("target", "weights", "RAM", "arena", "kernels", "multiply-adds", "selftest  stored"):
+    for word in ("target", "weights", "RAM", "arena", "kernels", "multiply-adds", "precision  fp32", "selftest   stored"):
         assert word in result.stdout
     assert "note: batch dimension 'N' of input 'x' set to 1" in result.stdout
     assert lines[-1] == f"next: ingot bench {out}"
@@ -51,7 +52,7 @@ def test_without_names_it_compiles_for_this_machine_into_this_folder(
     assert result.exit_code == 0, result.output
     assert listing(tmp_path) == ["tiny.so"]
     assert "note: compiled for this machine; --target NAME" in result.stdout
-    assert "selftest  none" in result.stdout
+    assert "selftest   none" in result.stdout
     meta = api.load(tmp_path / "tiny.so").metadata
     assert meta["inputs"][0]["shape"] == [2, 3, 8, 8]
     assert meta["target"]["name"] == "native"
@@ -273,7 +274,8 @@ def test_bad_models_are_refused(
         (["--shape", "x=1,3,8,8", "--shape", "x=2,3,8,8"], ["given twice"]),
         (["--target", "rasberry-pi-4"], ["unknown target", "did you mean raspberry-pi-4"]),
         (["--target", "nowhere/board.toml"], ["nowhere/board.toml"]),
-        (["--precision", "fp8"], ["unknown precision", "fp32"]),
+        (["--precision", "fp8"], ["unknown precision", "fp32, bf16, fp16"]),
+        (["--precision", "fp16", "--target", "x86-64-v2"], ["cannot convert fp16", "allowed: fp32, bf16"]),
         (["--emit", "exe"], ["'exe' is not one of"]),
         (["--print-ir-after", "fusee"], ["no such compiler step", "did you mean fuse?"]),
         (["--stop-after", "linking"], ["no such compiler step"]),
@@ -285,6 +287,14 @@ def test_bad_options_are_refused(
 ) -> None:
     refused(ingot("compile", tiny_model, "-o", tmp_path / "m.so", *arguments), *words)
     assert listing(tmp_path) == []
+
+
+def test_half_precision_says_what_it_did(ingot: Ingot, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.so"
+    result = ingot("compile", tiny_model, "--target", "znver4", "--precision", "bf16", "-o", out)
+    assert result.exit_code == 0, result.output
+    for text in (result.stdout, ingot("inspect", out).stdout):
+        assert re.search(r"precision +bf16: \d+ of \d+ layers multiply in it.*SQNR \d+\.\d dB, max\|error\| ", text)
 
 
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ class _Score:
     """What the samples so far say of one output."""
 
     spec: TensorSpec
-    precision: str
+    precision: str = "fp32"
     error: float = 0.0  # max|error| / max|reference|
     steps: float = 0.0  # max|error|, as stored
     agreeing: int = 0
