@@ -36,7 +36,8 @@ def test_it_writes_a_library_that_runs(ingot: Ingot, tiny_model: Path, tmp_path:
     assert api.load(out, threads=1)(x).shape == (1, 5)
     lines = result.stdout.splitlines()
     assert lines[0] == f"wrote {out}  {out.stat().st_size / 1024:.1f} KiB"
-    for word in ("target", "weights", "RAM", "arena", "kernels", "multiply-adds", "precision  fp32", "selftest   stored"):
+    words = ("target", "weights", "RAM", "arena", "kernels", "multiply-adds", "precision  fp32", "selftest   stored")
+    for word in words:
         assert word in result.stdout
     assert "note: batch dimension 'N' of input 'x' set to 1" in result.stdout
     assert lines[-1] == f"next: ingot bench {out}"
