@@ -270,12 +270,6 @@ def _is_numbers(value: Any) -> bool:  # noqa: ANN401
 
 _KIND = {"dtype": lambda value: value in _DTYPES, "shape": [_is_size]}
 _PLACES = dict.fromkeys(("input_position", "output_position"), _is_size)
-
-
-def _is_measured(value: Any) -> bool:  # noqa: ANN401
-    return value is None or _is_scale(value)
-
-
 _TENSOR = {
     "name": _is_text,
     **_KIND,
@@ -298,11 +292,11 @@ _SCHEMA: dict[str, Any] = {
     "bound": [{"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers}],
     "states": [{**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size}],
 }
-
-_HALF = {
-    **dict.fromkeys(("layers", "multiplied", "stored", "tensors"), _is_size),
-    "errors": [{"name": _is_text, **dict.fromkeys(("sqnr_db", "max_error", "max_reference"), _is_measured)}],
+_ERROR = {
+    "name": _is_text,
+    **dict.fromkeys(("sqnr_db", "max_error", "max_reference"), lambda v: v is None or _is_scale(v)),
 }
+_HALF = {**dict.fromkeys(("layers", "multiplied", "stored", "tensors"), _is_size), "errors": [_ERROR]}
 
 
 def _conform(value: Any, schema: Any, key: str) -> None:  # noqa: ANN401
@@ -365,8 +359,7 @@ def _metadata(file: _File) -> dict[str, Any]:
             hint = "use the loader of the ingot version that compiled it, or compile it again"
             file.refuse(f"the artifact has format {meta['format']}; this loader reads format {FORMAT}", hint=hint)
         _conform(meta, _SCHEMA, "metadata")
-        if "half" in meta:
-            _conform(meta["half"], _HALF, "half")
+        _conform(meta, {"half": _HALF} if "half" in meta else {}, "metadata")
         _conform_tensors(meta["inputs"], "inputs")
         _conform_tensors(meta["outputs"], "outputs")
         name, arch = meta["name"], meta["target"]["arch"]
