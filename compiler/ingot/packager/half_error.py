@@ -94,6 +94,8 @@ def measure(
     """
     if selftest is None:
         return (), "without a selftest there is nothing to compare with"
+    if len(program.objects) > 1:
+        return (), "an operator of the user's own is compiled for the target only"
     foreign = _foreign_intrinsics(functions)
     try:
         host = native_target()
