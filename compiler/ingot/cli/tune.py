@@ -156,6 +156,7 @@ def _finish(tuner: Tuner, state: Any, log: Path, *, interrupted: bool) -> None: 
     if not found:
         out.print("no config is faster than what the compiler chooses by itself")
         return
+    out.print(f"comparing the whole model with and without {len(found)} configs")
     whole = WholeModel(state, tuner.board, tuner.settings.threads)
     weights = {key: tuner.progress[key].before - tuner.progress[key].now for key in found}
     kept, comparison = settle(whole.compare, found, weights)
