@@ -7,18 +7,24 @@ activations are NHWC. One tile computes `pixels` output positions of `b` channel
         for p in pixels:                 # unrolled
             acc[p][0:b] += x[p, kh, kw, ci] * w[kh, kw, ci][0:b]
 
-and the fused epilogue (bias, activation, residual add) reads the registers and makes the only store.
-A matrix product [M, K] x [K, N] is the case KH = KW = 1 with M positions.
+and the fused epilogue (bias, activation, residual add) reads the registers and makes the only store. What a tile reads:
+
+Case 1: a 1x1 window without padding is a matrix product [M, K] x [K, N] with M positions, in whatever dimensions they
+        lie: tiles take the positions in order, over the ends of rows; the last one computes its last position again.
+Case 2: other windows read the image; tiles at the borders are compiled apart (`schedules.border`).
+Case 3: data stored as integers, or a window too wide to unroll: a tile copies its patch (`schedules.padding`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import te
+from tvm import te, tirx
 
+from ingot.schedules.border import guarded_load, mark, specialise
 from ingot.schedules.lanes import LANES, mark_lanes
 from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, largest_divisor, registers
@@ -64,8 +70,8 @@ class Conv2DWorkload:
 
     @property
     def pointwise(self) -> bool:
-        """Say whether output position i reads input position i alone: rows can be joined."""
-        return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.padding)
+        """Say whether each output position reads one input position alone: all of them can be joined (case 1)."""
+        return self.kernel == (1, 1) and not any(self.padding)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,14 @@ MAX_UNROLL = 4
 MAX_VECTORS = 4
 #: FMA instructions in flight that hide the latency of one on a core with two pipes.
 _LATENCY_FMAS = 8
+#: What a vector load costs on x86, in FMAs: two are issued a cycle, but now and then they wait for each other.
+_LOAD = 1.2
+#: Multiply-adds of one row of a window that may be unrolled, for each channel of a step.
+MAX_WINDOW_CODE = 8192
+#: The annotation of a block whose borders are compiled apart (case 2).
+WINDOW = "ingot.window"
+#: TVM's kind of a reduction axis.
+_REDUCTION = 2
 
 
 def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
@@ -113,13 +127,13 @@ def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
 def variants(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
     """Return the space of a search: every tile of `configs`, in both orders, with shorter steps, and in groups.
 
-    For groups there must be something to copy: rows of tiles that reach beyond the image.
+    For groups there must be something to copy: a window too wide to read the image itself.
     """
     tiles = configs(workload, target)
     found = list(tiles)
-    patches = any(workload.padding) or not workload.pointwise
     for tile in tiles:
         blocks = ceil_div(workload.out_channels, tile.block)
+        patches = not workload.pointwise and not peels(workload, tile)
         groups = [g for g in (1, 2, 4, 8, blocks) if g <= blocks and blocks % g == 0] if patches else [1]
         steps = [u for u in (1, 2, 4, 8) if workload.in_channels % u == 0 and tile.pixels * u <= 64]
         for unroll in dict.fromkeys((tile.unroll, *steps)):
@@ -150,48 +164,54 @@ def _registers_used(pixels: int, vectors: int, unroll: int, target: Target) -> i
     return pixels * vectors + vectors + inputs
 
 
-def _tile_widths(workload: Conv2DWorkload, limit: int) -> list[int]:
-    """Return the tile widths to consider.
-
-    Case 1: a pointwise convolution of few columns may join whole rows.
-    Case 2: parts of one row.
-    """
-    width, rows = workload.out_width, workload.batch * workload.out_height
-    widths = list(range(1, min(width, limit) + 1))
-    if workload.pointwise:
-        widths += [width * k for k in range(2, limit // width + 1) if rows % k == 0]
-    return widths
+def _tile_widths(workload: Conv2DWorkload, limit: int) -> range:
+    """Return the tile widths to consider: parts of one row, or of all positions where they are joined."""
+    return range(1, min(workload.positions if workload.pointwise else workload.out_width, limit) + 1)
 
 
-def cost(workload: Conv2DWorkload, config: TileConfig, target: Target) -> float:
+def cost(workload: Conv2DWorkload, config: TileConfig, target: Target, *, copies: bool = False) -> float:
     """Return the estimated cycles of one core (up to a constant): the formula that ranks tiles without measuring.
 
-    A step of the inner loop, per input channel and window position, issues pixels * vectors FMAs and loads its weights
-    and inputs; x86 runs loads beside FMAs, the smaller ARM cores issue both from the same slots. A tile also pays for
-    its epilogue, and for copying its patch of input where it has one.
+    A tile pays for the steps of its inner loop, its epilogue, and for copying its patch of input where it has one
+    (`copies`: every tile has). The last tile of a row may be narrower.
     """
-    lanes = registers(target).lanes
-    vectors, pixels = config.block // lanes, config.pixels
-    fmas = pixels * vectors
-    steps = workload.kernel[0] * workload.kernel[1] * workload.in_channels
-    # All weights of a block pass by once per tile: from the first-level cache if they stay there, else from the second.
-    far = steps * config.block * 4 > target.cache.l1d_kib * 1024 // 2
-    if uses_lanes(target, config.unroll):
-        step = max(fmas, _LATENCY_FMAS) + vectors * (1.5 if far else 0.5) + pixels / LANES + 4 / config.unroll
-    elif target.arch == "x86_64":
-        step = max(fmas, vectors + pixels, _LATENCY_FMAS) + vectors * (1.0 if far else 0.125) + pixels / 8
+    w, lanes = workload, registers(target).lanes
+    steps = w.kernel[0] * w.kernel[1] * w.in_channels
+    blocks, vectors = ceil_div(w.out_channels, config.block), config.block // lanes
+    if w.pointwise:
+        tiles, widths = ceil_div(w.positions, config.pixels), [config.pixels]
     else:
-        step = max(fmas, _LATENCY_FMAS) + vectors * (2.0 if far else 1.0) + pixels
-    across = ceil_div(workload.out_width, pixels)
-    rows = workload.batch * workload.out_height
-    tiles = rows * across if pixels <= workload.out_width else ceil_div(rows * workload.out_width, pixels)
-    ragged = pixels <= workload.out_width and workload.out_width % pixels != 0
-    patch = 0.0
-    if ragged or any(workload.padding):
-        columns = (pixels - 1) * workload.strides[1] + workload.kernel[1]
-        patch = 2.5 * workload.kernel[0] * columns * ceil_div(workload.in_channels, lanes)
-    blocks = ceil_div(workload.out_channels, config.block)
-    return tiles * blocks * (steps * step + 4 * fmas + 24 + patch)
+        tiles, rest = w.batch * w.out_height, w.out_width % config.pixels
+        widths = [config.pixels] * (w.out_width // config.pixels) + ([rest] if rest else [])
+    total = 0.0
+    for width in widths:
+        columns = (width - 1) * w.strides[1] + w.kernel[1]
+        copied = (copies or not peels(w, config)) and not w.pointwise
+        patch = 2.5 * w.kernel[0] * columns * ceil_div(w.in_channels, lanes) if copied else 0.0
+        total += steps * _step(w, config, target, width) + 4 * width * vectors + 24 + patch
+    return tiles * blocks * total
+
+
+def _step(workload: Conv2DWorkload, config: TileConfig, target: Target, pixels: int) -> float:
+    """Return the estimated cost of one step of the inner loop, in FMAs.
+
+    Per input channel and window position it issues pixels * vectors FMAs and loads its weights and inputs; x86 runs
+    loads beside FMAs, the smaller ARM cores issue both from the same slots.
+    """
+    w, regs = workload, registers(target)
+    vectors = config.block // regs.lanes
+    fmas = pixels * vectors
+    # All weights of a block pass by once per tile: from the first-level cache if they stay there, else from the second.
+    weights = w.kernel[0] * w.kernel[1] * w.in_channels * config.block * 4
+    far = weights > target.cache.l1d_kib * 1024 // 2
+    if uses_lanes(target, config.unroll):
+        return max(fmas, _LATENCY_FMAS) + vectors * (1.5 if far else 0.5) + pixels / LANES + 4 / config.unroll
+    if target.arch != "x86_64":
+        return max(fmas, _LATENCY_FMAS) + vectors * (2.0 if far else 1.0) + pixels
+    step = max(fmas, _LOAD * (vectors + pixels), _LATENCY_FMAS) + vectors * (0.5 if far else 0.125) + pixels / 8
+    # LLVM sees that unrolled windows overlap, and keeps what they share in registers it may not have.
+    overlap = w.kernel[1] > w.strides[1] and config.unroll == w.in_channels
+    return step * 1.3 if overlap and fmas + vectors + pixels > regs.count else step
 
 
 def pack_weight(weight: np.ndarray, block: int) -> np.ndarray:
@@ -203,6 +223,11 @@ def pack_weight(weight: np.ndarray, block: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(blocks, block, kh, kw, ci).transpose(0, 2, 3, 4, 1))
 
 
+def peels(workload: Conv2DWorkload, config: TileConfig) -> bool:
+    """Say whether case 2 covers a convolution: its unrolled window is not too much code."""
+    return workload.kernel[1] * config.pixels * config.block * config.unroll <= MAX_WINDOW_CODE
+
+
 def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize | None = None) -> list[Any]:
     """Return the TE tensors [data NHWC, packed weight, output NHWC] of one convolution.
 
@@ -210,29 +235,40 @@ def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize | 
     """
     w = workload
     kh, kw = w.kernel
-    sh, sw = w.strides
-    dh, dw = w.dilation
+    (sh, sw), (dh, dw) = w.strides, w.dilation
     top, left = w.padding[0], w.padding[1]
     height, width, co = w.out_height, w.out_width, w.out_channels
-    blocks = ceil_div(co, config.block)
     stored = convert.dtype if convert is not None else w.dtype
     data = te.placeholder((w.batch, w.height, w.width, w.in_channels), stored, name="data")
+    if w.pointwise:
+        lead = (w.batch, height, width)
+        return _product(data, lead, co, config, "conv", w.dtype, convert, lambda n, y, x: (n, y * sh, x * sw))
+    blocks = ceil_div(co, config.block)
     weight = te.placeholder((blocks, kh, kw, w.in_channels, config.block), w.dtype, name="weight")
-    tiled_width = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
-    need_h = (height - 1) * sh + (kh - 1) * dh + 1
-    need_w = (tiled_width - 1) * sw + (kw - 1) * dw + 1
-    source = pad_nhwc(data, top, left, need_h, need_w, convert)
-    ry = te.reduce_axis((0, kh), "ry")
-    rx = te.reduce_axis((0, kw), "rx")
+    tiled_width = ceil_div(width, config.pixels) * config.pixels
+    attrs: dict[str, Any] = annotate_block("conv2d", "conv2d", config)
+    if convert is None and peels(w, config):
+        attrs[WINDOW] = [w.height, w.width, sh, sw, dh, (kw - 1) * dw + 1, top, left]
+
+        def load(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+            return guarded_load(data, n, y - top, x - left, c)
+    else:
+        need = (height - 1) * sh + (kh - 1) * dh + 1, (tiled_width - 1) * sw + (kw - 1) * dw + 1
+        patch = pad_nhwc(data, top, left, *need, convert)
+
+        def load(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+            return patch[n, y, x, c]
+
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
     rc = te.reduce_axis((0, w.in_channels), "rc")
     conv = te.compute(
         (w.batch, height, tiled_width, blocks * config.block),
         lambda n, y, x, c: te.sum(
-            source[n, y * sh + ry * dh, x * sw + rx * dw, rc] * weight[c // config.block, ry, rx, rc, c % config.block],
+            load(n, y * sh + ry * dh, x * sw + rx * dw, rc) * weight[c // config.block, ry, rx, rc, c % config.block],
             axis=[ry, rx, rc],
         ),
         name="conv",
-        attrs=annotate_block("conv2d", "conv2d", config),
+        attrs=attrs,
     )
     out = te.compute((w.batch, height, width, co), lambda n, y, x, c: conv[n, y, x, c], name="conv_out")
     return [data, weight, out]
@@ -264,24 +300,63 @@ class MatmulWorkload:
 
 def compute_matmul(workload: MatmulWorkload, config: TileConfig, convert: Dequantize | None = None) -> list[Any]:
     """Return the TE tensors [data (lead..., K), packed weight, output (lead..., N)] of one matrix product."""
-    blocks = ceil_div(workload.n, config.block)
-    stored = convert.dtype if convert is not None else workload.dtype
-    data = te.placeholder((*workload.lead, workload.k), stored, name="data")
-    source = data
+    w = workload
+    data = te.placeholder((*w.lead, w.k), convert.dtype if convert is not None else w.dtype, name="data")
+    return _product(data, w.lead, w.n, config, "matmul", w.dtype, convert, lambda *i: i)
+
+
+def _product(
+    data: Any,  # noqa: ANN401 - a TE tensor
+    lead: tuple[int, ...],
+    n: int,
+    config: TileConfig,
+    name: str,
+    dtype: str,
+    convert: Dequantize | None,
+    place: Callable[..., Sequence[Any]],
+) -> list[Any]:
+    """Case 1: the TE tensors [data, packed weight, output (lead..., n)], all positions of `lead` joined.
+
+    place: where `data` holds the position at an index of `lead`.
+    """
+    k, blocks = int(data.shape[-1]), ceil_div(n, config.block)
+    rows = int(np.prod(lead, dtype=np.int64))
+    tall = ceil_div(rows, config.pixels) * config.pixels
+
+    def stored(row: Any, channel: Any) -> Any:  # noqa: ANN401 - TE expressions
+        row = row if tall == rows else tirx.min(row, tirx.IntImm("int64", rows - 1))
+        return data(*place(*_unravel(row, lead)), channel)
+
+    source: Any = stored
     if convert is not None:
-        source = te.compute((*workload.lead, workload.k), lambda *i: convert(data(*i)), name="padded")
-    weight = te.placeholder((blocks, 1, 1, workload.k, config.block), workload.dtype, name="weight")
-    rc = te.reduce_axis((0, workload.k), "rc")
-    conv = te.compute(
-        (*workload.lead, blocks * config.block),
-        lambda *i: te.sum(
-            source(*i[:-1], rc) * weight[i[-1] // config.block, 0, 0, rc, i[-1] % config.block], axis=[rc]
-        ),
-        name="matmul",
-        attrs=annotate_block("matmul", "conv2d", config),
+        source = te.compute((tall, k), lambda row, channel: convert(stored(row, channel)), name="padded")
+    weight = te.placeholder((blocks, 1, 1, k, config.block), dtype, name="weight")
+    rc = te.reduce_axis((0, k), "rc")
+    product = te.compute(
+        (tall, blocks * config.block),
+        lambda row, c: te.sum(source(row, rc) * weight[c // config.block, 0, 0, rc, c % config.block], axis=[rc]),
+        name=name,
+        attrs=annotate_block(name, "conv2d", config),
     )
-    out = te.compute((*workload.lead, workload.n), lambda *i: conv(*i), name="matmul_out")
+    out = te.compute((*lead, n), lambda *i: product[_ravel(i[:-1], lead), i[-1]], name=f"{name}_out")
     return [data, weight, out]
+
+
+def _unravel(row: Any, shape: tuple[int, ...]) -> list[Any]:  # noqa: ANN401 - TE expressions
+    """Return the index in `shape` of a position in order."""
+    index: list[Any] = []
+    for size in reversed(shape[1:]):
+        index.insert(0, row % size)
+        row = row // size
+    return [row, *index]
+
+
+def _ravel(index: Sequence[Any], shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - TE expressions
+    """Return the position in order of an index in `shape`."""
+    row = index[0]
+    for i, size in zip(index[1:], shape[1:], strict=True):
+        row = row * size + i
+    return row
 
 
 def schedule(
@@ -299,58 +374,91 @@ def schedule(
     axis become one instruction; without, the lanes are a vector FMA.
     """
     lanes = registers(target).lanes
-    *lead, x, c = sch.get_loops(output)
-    n_reduce = len(sch.get_loops(anchor)) - len(lead) - 2
-    out_channels, width = int(sch.get(c).extent), int(sch.get(x).extent)
     channels_first = config.order == POSITIONS_INNER or (not config.order and _weights_stay(sch, anchor, config))
-    if config.pixels > width and lead:  # whole rows joined: the tile is rows x width
-        row, rows = sch.split(lead[-1], [None, config.pixels // width])
-        lead = [*lead[:-1], row]
-        x_tile, inner = [], [rows, x]
-    else:
-        x_outer, x_inner = sch.split(x, [None, config.pixels])
-        x_tile, inner = [x_outer], [x_inner]
+    window = sch.get(anchor).annotations.get(WINDOW)
+    if window is not None:
+        sch.unannotate(anchor, WINDOW)
+    kinds = [int(item.iter_type) for item in sch.get(anchor).iter_vars]
+    n_reduce = kinds.count(_REDUCTION)
+    rows, columns, inner = _tiles(sch, output, config, joined=len(kinds) - n_reduce == 2)
+    c = sch.get_loops(output)[-1]
+    out_channels = int(sch.get(c).extent)
     c_tiles, c_inner = sch.split(c, [None, config.block])
     grouped = []
-    if config.group > 1:
+    if config.group > 1 and window is None:
         c_tiles, *grouped = sch.split(c_tiles, [None, config.group])
-    if channels_first:
-        order = [c_tiles, *lead, *x_tile]
-    else:
-        order = [*lead, *x_tile, c_tiles] if config.order == CHANNELS_INNER else [*lead, c_tiles, *x_tile]
-    sch.reorder(*order, *grouped, *inner, c_inner)
+    order = [c_tiles, *rows] if channels_first else [*rows, c_tiles]
+    if config.order == CHANNELS_INNER and window is None:
+        order, columns = [*rows, *columns, c_tiles], []
+    sch.reorder(*order, *columns, *grouped, *inner, c_inner)
     c_registers, c_lanes = sch.split(c_inner, [None, min(lanes, out_channels & -out_channels)])
-    # Everything above the tile can run in parallel.
-    task = sch.fuse(*order)
-    sch.compute_at(anchor, grouped[0] if grouped else task, preserve_unit_loops=True)
+    # Everything above the tile can run in parallel; tiles at the borders of a row are compiled apart.
+    task = sch.fuse(*order) if window is not None else sch.fuse(*order, *columns)
+    tile = columns[0] if window is not None else task
+    sch.compute_at(anchor, grouped[0] if grouped else tile, preserve_unit_loops=True)
     sch.vectorize(c_lanes)
     sch.unroll(c_registers)
     for loop in inner:
         sch.unroll(loop)
     # compute_at left the tile's own loops below: positions and channels, then the reduction.
-    below = sch.get_loops(anchor)[1 + len(grouped) :]
-    tile, reduction = below[: len(below) - n_reduce], below[len(below) - n_reduce :]
-    *positions, channel = tile
+    below = sch.get_loops(anchor)[1 + len(grouped) + (window is not None) :]
+    sch.vectorize(c_lanes)
+    sch.unroll(c_registers)
+    for loop in inner:
+        sch.unroll(loop)
+    reduction = below[len(below) - n_reduce :]
+    *positions, channel = below[: len(below) - n_reduce]
+    positions = [loop for loop in positions if int(sch.get(loop).extent) > 1]
     w_registers, w_lanes = sch.split(channel, [None, lanes])
     within = [reduction.pop()] if instruction is not None else []
     rc_outer, rc_inner = sch.split(reduction[-1], [None, config.unroll])
     sch.reorder(*reduction[:-1], rc_outer, rc_inner, *positions, w_registers, w_lanes, *within)
     sch.parallel(task)
     sch.set_scope(anchor, 0, "global")
-    for loop in (*positions, w_registers, rc_inner):
+    for loop in (*positions, w_registers, rc_inner, *(reduction[1:2] if window is not None else [])):
         sch.unroll(loop)
     if instruction is None:
         sch.vectorize(w_lanes)
     init = sch.decompose_reduction(anchor, reduction[0] if len(reduction) > 1 else rc_outer)
+    if window is not None:
+        height, width, sh, sw, dilation, span, top, left = (int(v) for v in window)
+        where = {"height": (height, sh, dilation, top), "width": (width, sw, span, left)}
+        mark(sch, reduction[0], tile, tile=config.pixels, **where)
     copy_patch(sch, task, target)
     if instruction is not None:
         sch.vectorize(sch.get_loops(init)[-1])
         sch.tensorize(w_lanes, instruction)
 
 
+def _tiles(
+    sch: Any,  # noqa: ANN401
+    output: Any,  # noqa: ANN401
+    config: TileConfig,
+    *,
+    joined: bool,
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Cut the positions of `output` into tiles; return the loops over rows, over tiles of a row, and inside a tile."""
+    if joined:
+        shape = tuple(int(sch.get(loop).extent) for loop in sch.get_loops(output)[:-1])
+        layout = tirx.IndexMap.from_func(
+            lambda *i: [_ravel(i[:-1], shape), i[-1]], ndim=len(shape) + 1, index_dtype="int64"
+        )
+        sch.transform_block_layout(output, layout)
+        tile, inside = sch.split(sch.get_loops(output)[0], [None, config.pixels])
+        return [tile], [], [inside]
+    *lead, x, _ = sch.get_loops(output)
+    width = int(sch.get(x).extent)
+    if config.pixels > width and lead:  # whole rows joined: the tile is rows x width
+        row, rows = sch.split(lead[-1], [None, config.pixels // width])
+        return [*lead[:-1], row], [], [rows, x]
+    tile, inside = sch.split(x, [None, config.pixels])
+    return lead, [tile], [inside]
+
+
 def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any:  # noqa: ANN401
-    """Apply what a schedule cannot express to the scheduled function: loads of four inputs at once."""
-    return mark_lanes(function, block + "_update") if uses_lanes(target, config.unroll) else function
+    """Apply what a schedule cannot express to the scheduled function: loads of four inputs at once, border tiles."""
+    lanes = uses_lanes(target, config.unroll)
+    return specialise(mark_lanes(function, block + "_update") if lanes else function)
 
 
 def _weights_stay(sch: Any, anchor: Any, config: TileConfig) -> bool:  # noqa: ANN401
@@ -363,5 +471,6 @@ def _weights_stay(sch: Any, anchor: Any, config: TileConfig) -> bool:  # noqa: A
     sizes = [int(np.prod([int(d) for d in r.source.shape], dtype=np.int64)) for r in node.reads[-2:]]
     out_shape = [int(d) for d in node.writes[0].source.shape]
     blocks = ceil_div(out_shape[-1], config.block)
-    rows = max(1, int(np.prod(out_shape[:-2], dtype=np.int64)))
+    joined = len(out_shape) == 2
+    rows = out_shape[0] // config.pixels if joined else max(1, int(np.prod(out_shape[:-2], dtype=np.int64)))
     return sizes[0] * blocks <= sizes[1] * rows

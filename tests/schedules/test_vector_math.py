@@ -1,0 +1,70 @@
+"""exp, sigmoid, tanh and erf as arithmetic against float64, over the whole range and at its edges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tvm import relax
+
+from passes.build import finish, relax_state
+from passes.execute import execute
+from schedules.common import TARGETS
+
+op = relax.op
+EDGES = (0.0, -0.0, 1e-30, -1e-30, 86.5, 87.5, 88.7, 88.72, -86.5, 200.0, -200.0, np.inf, -np.inf, np.nan)
+
+
+def arguments():
+    spread = np.linspace(-100, 100, 200_001)
+    near = np.linspace(-9, 9, 100_000)
+    return np.concatenate([spread, near, EDGES]).astype(np.float32)
+
+
+def compute(target, folder, function):
+    x = arguments()
+    (got,) = execute(finish(relax_state({"x": x.shape}, {}, lambda e, x: [e(function(x))], target)), [x], folder)
+    return x.astype(np.float64), got
+
+
+def ulps(got, want):
+    """Errors in units of the last place of `want`, where it is a normal number."""
+    normal = (np.abs(want) >= np.finfo(np.float32).tiny) & (np.abs(want) <= np.finfo(np.float32).max)
+    spacing = np.spacing(np.abs(want[normal]).astype(np.float32)).astype(np.float64)
+    return np.abs(got[normal].astype(np.float64) - want[normal]) / spacing
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_exp(tmp_path, target):
+    x, got = compute(target, tmp_path, op.exp)
+    with np.errstate(over="ignore"):
+        want = np.exp(x)
+    inside = (x >= -86.6) & (x <= 88.7)
+    assert ulps(got[inside], want[inside]).max() <= 1.2
+    assert (got[x < -86.7] == 0).all()
+    assert np.isposinf(got[x > 88.73]).all()
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_sigmoid(tmp_path, target):
+    x, got = compute(target, tmp_path, op.sigmoid)
+    with np.errstate(over="ignore"):
+        want = 1 / (1 + np.exp(-x))
+    inside = x >= -86.9
+    assert ulps(got[inside], want[inside]).max() <= 2.6
+    beyond = x < -86.9
+    assert ((got[beyond] >= 0) & (got[beyond] < 2e-38)).all()
+    assert (got[x > 20] == 1).all()
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("name", "bound"), [("tanh", 4e-7), ("erf", 4e-7)])
+def test_tanh_and_erf(tmp_path, target, name, bound):
+    x, got = compute(target, tmp_path, getattr(op, name))
+    want = np.tanh(x) if name == "tanh" else np.array([math.erf(v) for v in x])
+    fine = ~np.isnan(x)
+    assert np.abs(got[fine] - want[fine]).max() <= bound
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
