@@ -13,8 +13,8 @@ log=$repo/build/setup.log
 debian_packages="qemu-user libc6-armhf-cross libc6-riscv64-cross gcc g++ make libc6-dev llvm openssh-client"
 case $(uname -m) in aarch64 | arm64) ;; *) debian_packages="$debian_packages libc6-arm64-cross" ;; esac
 # Tests start an sshd of their own on loopback. Where systemd runs, installing Debian's package would also start its
-# service, which nobody asked for: there the tests use the sshd that is installed, or are skipped.
-[ -d /run/systemd/system ] || debian_packages="$debian_packages openssh-server"
+# service, which nobody asked for: there the tests use the sshd that is installed, or are skipped (not by CI).
+[ -d /run/systemd/system ] && [ -z "${CI:-}" ] || debian_packages="$debian_packages openssh-server"
 
 refuse() { # what, found, needed, what to do
     printf 'ingot cannot be set up here: %s\n  found:   %s\n  needed:  %s\n  to do:   %s\n' "$1" "$2" "$3" "$4" >&2

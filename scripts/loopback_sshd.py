@@ -131,7 +131,7 @@ class Sshd:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
 
-    def wait_for_run(self, patience_s: float = 20) -> Path:
+    def wait_for_run(self, patience_s: float = 90) -> Path:
         """The executable that runs on the board, once one does."""
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
@@ -142,7 +142,7 @@ class Sshd:
             time.sleep(0.01)
         raise RuntimeError("nothing runs on the board")
 
-    def left_over(self, patience_s: float = 10) -> list[str]:
+    def left_over(self, patience_s: float = 30) -> list[str]:
         """What lies or runs on the board after `patience_s` at most; a well-behaved client leaves nothing."""
         deadline = time.monotonic() + patience_s
         while True:

@@ -86,7 +86,7 @@ def test_the_end_of_the_tuner_ends_the_run(board: Sshd, batch: Batch, end: signa
     start = time.monotonic()
     os.kill(tuner.pid, end)
     tuner.wait()
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 45
     assert board.left_over() == []
 
 

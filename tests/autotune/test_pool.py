@@ -53,7 +53,7 @@ def test_a_call_that_kills_every_worker_is_given_up(pool: LocalPool) -> None:
 
 
 def test_a_call_that_does_not_end_is_given_up() -> None:
-    with LocalPool(1, timeout_s=3) as pool:
+    with LocalPool(1, timeout_s=5) as pool:
         assert pool.submit(calls.square, 2).result() == 4
         endless = pool.submit(calls.doze, 1000, 1)
         after = pool.submit(calls.square, 3)

@@ -175,6 +175,11 @@ class LocalPool:
         self._running.add(process)
         if self._closed.is_set():
             process.kill()
+        try:
+            receive(process.stdout)  # it is ready: its start does not count as time of its first call
+        except EOFError:
+            self._end(process)
+            raise
         return process
 
     def _end(self, process: subprocess.Popen[bytes] | None) -> None:
@@ -190,8 +195,8 @@ class LocalPool:
 
 
 def _how(process: subprocess.Popen[bytes] | None, error: Exception) -> str:
-    if process is None:
-        return str(error)
+    if process is None:  # it ended as it was started
+        return str(error) or "it does not start"
     with contextlib.suppress(subprocess.TimeoutExpired):
         status = process.wait(1)
         return f"signal {-status}" if status < 0 else f"status {status}"

@@ -43,6 +43,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not end up between the answers
     try:
+        send(answers, b"")  # ready
         while True:
             send(answers, _answer(receive(sys.stdin.buffer)))
     except (EOFError, BrokenPipeError):
