@@ -75,6 +75,19 @@ def test_small_weights_keep_their_values() -> None:
     np.testing.assert_array_equal(synthesise(spec_of("w0", scale)), scale)
 
 
+def test_indices_keep_their_values() -> None:
+    table = np.arange(500, dtype=np.int64)
+    np.testing.assert_array_equal(synthesise(spec_of("w0", table)), table)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (7, 3, 3, 24), (5, 4, 8, 8, 4)])
+def test_weights_that_no_template_packs_are_outer_products_too(shape: tuple[int, ...]) -> None:
+    value = synthesise(WeightSpec("w0", "float32", shape, whole=False))
+    factors = factorise(value)
+    assert factors is not None
+    np.testing.assert_allclose(expand(factors, "float32"), value.reshape(-1), atol=1e-6)
+
+
 def test_what_is_no_outer_product_is_none() -> None:
     assert factorise(np.random.default_rng(0).standard_normal((4, 5, 6)).astype(np.float32)) is None
 

@@ -173,18 +173,19 @@ static void put(uint8_t *data, int32_t dtype, uint64_t i, float value) {
     }
 }
 
-/* Seeded values: floats in [-1, 1), whole numbers over the range of 8 bits. */
+/* Seeded values: floats in [-1, 1), the whole range of 8 bits, and 0 or 1 where whole numbers may be indices. */
 static void randomise(uint8_t *data, tensor what, uint64_t seed) {
-    const bool real = what.dtype == INGOT_FLOAT32 || what.dtype == INGOT_FLOAT64 || what.dtype == INGOT_FLOAT16 ||
-                      what.dtype == INGOT_BFLOAT16;
-    const float low = what.dtype == INGOT_UINT8 ? 0.0f : -128.0f;
+    const int32_t d = what.dtype;
+    const bool real = d == INGOT_FLOAT32 || d == INGOT_FLOAT64 || d == INGOT_FLOAT16 || d == INGOT_BFLOAT16;
+    const bool byte = d == INGOT_INT8 || d == INGOT_UINT8;
+    const float low = d == INGOT_INT8 ? -128.0f : 0.0f;
     uint64_t x = seed * 0x9e3779b97f4a7c15u + 1;
     for (uint64_t i = 0; i < what.count; i++) {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
         const float unit = (float)(x >> 40) * 0x1p-24f;
-        put(data, what.dtype, i, real ? 2 * unit - 1 : low + floorf(256 * unit));
+        put(data, d, i, real ? 2 * unit - 1 : low + floorf((byte ? 256.0f : 2.0f) * unit));
     }
 }
 

@@ -15,6 +15,8 @@ import numpy as np
 
 #: Up to this many elements a weight keeps its real values: scales, zero points, tables' shapes.
 KEPT_ELEMENTS = 64
+#: Weights of these types are indices or sizes: others would lead anywhere.
+_INDICES = frozenset(("bool", "int32", "int64"))
 #: Up to this many bytes a packed weight that is no outer product is stored as it is.
 STORED_BYTES = 1 << 18
 
@@ -32,7 +34,7 @@ class WeightSpec:
 
 def spec_of(name: str, value: np.ndarray) -> WeightSpec:
     """Describe a weight."""
-    kept = value.tobytes() if value.size <= KEPT_ELEMENTS else None
+    kept = value.tobytes() if value.size <= KEPT_ELEMENTS or str(value.dtype) in _INDICES else None
     whole = value.dtype.kind in "iu" or bool(np.all(value == np.rint(value)))
     return WeightSpec(name, str(value.dtype), tuple(value.shape), whole, kept)
 
@@ -68,13 +70,13 @@ class Factors:
 def factorise(packed: np.ndarray) -> Factors | None:
     """Return the factors of a packed weight, or None if it is no outer product in any of the layouts we know.
 
-    Case 1: [blocks, ..., lanes], Case 2: [..., channels], Case 3: [blocks, ..., lanes, group]. Floats may differ from
-    the product by rounding.
+    Case 1: [blocks, ..., lanes]. Case 2: [..., channels]. Case 3: [first, ...]. Case 4: [blocks, ..., lanes, group].
+    Floats may differ from the product by rounding.
     """
     shape = packed.shape
     if packed.size == 0 or packed.ndim < 2:
         return None
-    layouts = [(shape[0], -1, shape[-1], 1), (1, -1, shape[-1], 1)]
+    layouts = [(shape[0], -1, shape[-1], 1), (1, -1, shape[-1], 1), (shape[0], -1, 1, 1)]
     if packed.ndim > 3:
         layouts.append((shape[0], -1, shape[-2], shape[-1]))
     for layout in layouts:
