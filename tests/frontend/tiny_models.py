@@ -66,11 +66,12 @@ class Op:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: str = ""
-    fields: dict[str, float] = field(default_factory=dict)
+    fields: dict[str, float | str] = field(default_factory=dict)
     custom: str = ""
 
 
 _TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int16": 7, "int8": 9}
+_TYPES["resource"] = 13
 
 
 def _vector(builder: flatbuffers.Builder, values: Sequence[int], prepend: str, size: int) -> int:
@@ -120,8 +121,9 @@ def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
 def _operator(builder: flatbuffers.Builder, op: Op, code: int) -> int:
     options = None
     if op.options:
+        values = {k: builder.CreateString(v) if isinstance(v, str) else v for k, v in op.fields.items()}
         getattr(tflite, f"{op.options}Start")(builder)
-        for key, value in op.fields.items():
+        for key, value in values.items():
             getattr(tflite, f"{op.options}Add{key}")(builder, value)
         options = getattr(tflite, f"{op.options}End")(builder)
     inputs, outputs = _ints(builder, op.inputs), _ints(builder, op.outputs)
@@ -135,20 +137,49 @@ def _operator(builder: flatbuffers.Builder, op: Op, code: int) -> int:
     return int(tflite.OperatorEnd(builder))
 
 
-def tflite_of(tensors: Sequence[Tensor], ops: Sequence[Op], inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
-    """A TFLite file with one graph."""
+@dataclass
+class Graph:
+    """A TFLite graph beside the main one."""
+
+    tensors: Sequence[Tensor]
+    ops: Sequence[Op]
+    name: str = "once"
+
+
+def _graph(builder: flatbuffers.Builder, graph: Graph, vectors: Sequence[Sequence[int]], first: int) -> int:
+    """A graph whose buffers begin with number `first`; `vectors` are its inputs, outputs and its operators' codes."""
+    inputs, outputs, codes = vectors
+    name = builder.CreateString(graph.name)
+    tensors = [_tensor(builder, tensor, first + index) for index, tensor in enumerate(graph.tensors)]
+    operators = [_operator(builder, op, code) for op, code in zip(graph.ops, codes, strict=True)]
+    parts = [_offsets(builder, tensors), _ints(builder, inputs), _ints(builder, outputs), _offsets(builder, operators)]
+    tflite.SubGraphStart(builder)
+    for add, part in zip(("Tensors", "Inputs", "Outputs", "Operators"), parts, strict=True):
+        getattr(tflite, f"SubGraphAdd{add}")(builder, part)
+    tflite.SubGraphAddName(builder, name)
+    return int(tflite.SubGraphEnd(builder))
+
+
+def tflite_of(
+    tensors: Sequence[Tensor],
+    ops: Sequence[Op],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    others: Sequence[Graph] = (),
+) -> bytes:
+    """A TFLite file with one graph, and perhaps others."""
     builder = flatbuffers.Builder(1024)
-    buffers = [b"", *(b"" if tensor.data is None else tensor.data.tobytes() for tensor in tensors)]
+    graphs = [Graph(tensors, ops, "main"), *others]
     buffer_offsets = []
-    for data in buffers:
+    every = [tensor.data for graph in graphs for tensor in graph.tensors]
+    for data in (b"", *(b"" if value is None else value.tobytes() for value in every)):
         content = builder.CreateByteVector(data) if data else None
         tflite.BufferStart(builder)
         if content is not None:
             tflite.BufferAddData(builder, content)
         buffer_offsets.append(tflite.BufferEnd(builder))
-    tensor_offsets = [_tensor(builder, tensor, index + 1) for index, tensor in enumerate(tensors)]
     codes = []
-    for op in ops:
+    for op in (op for graph in graphs for op in graph.ops):
         custom = builder.CreateString(op.custom) if op.custom else None
         number = getattr(tflite.BuiltinOperator, "CUSTOM" if op.custom else op.name)
         tflite.OperatorCodeStart(builder)
@@ -157,22 +188,17 @@ def tflite_of(tensors: Sequence[Tensor], ops: Sequence[Op], inputs: Sequence[int
         if custom is not None:
             tflite.OperatorCodeAddCustomCode(builder, custom)
         codes.append(tflite.OperatorCodeEnd(builder))
-    operators = [_operator(builder, op, index) for index, op in enumerate(ops)]
-    parts = [
-        _offsets(builder, tensor_offsets),
-        _ints(builder, inputs),
-        _ints(builder, outputs),
-        _offsets(builder, operators),
-    ]
-    tflite.SubGraphStart(builder)
-    for add, part in zip(("Tensors", "Inputs", "Outputs", "Operators"), parts, strict=True):
-        getattr(tflite, f"SubGraphAdd{add}")(builder, part)
-    graphs = _offsets(builder, [tflite.SubGraphEnd(builder)])
-    code_vector, buffer_vector = _offsets(builder, codes), _offsets(builder, buffer_offsets)
+    offsets, buffer, code = [], 1, 0
+    for number, graph in enumerate(graphs):
+        ends = (inputs, outputs) if number == 0 else ((), ())
+        offsets.append(_graph(builder, graph, (*ends, range(code, code + len(graph.ops))), buffer))
+        buffer, code = buffer + len(graph.tensors), code + len(graph.ops)
+    graph_vector, code_vector = _offsets(builder, offsets), _offsets(builder, codes)
+    buffer_vector = _offsets(builder, buffer_offsets)
     tflite.ModelStart(builder)
     tflite.ModelAddVersion(builder, 3)
     tflite.ModelAddOperatorCodes(builder, code_vector)
-    tflite.ModelAddSubgraphs(builder, graphs)
+    tflite.ModelAddSubgraphs(builder, graph_vector)
     tflite.ModelAddBuffers(builder, buffer_vector)
     builder.Finish(tflite.ModelEnd(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())

@@ -125,7 +125,7 @@ def command(
         judge = stack.enter_context(_Judge(model, source_format))
         for feeds, found in run(samples):
             every = judge.outputs(source_inputs(feeds, [*bound, *states]))
-            kept = [entry["output_position"] for entry in meta["states"]]
+            kept = [entry["output_position"] for entry in meta["states"] if entry["in_source"]]
             if any(place >= len(every) for place in kept):
                 raise ModelError("the model has other outputs", where=str(model), found=f"{len(every)} outputs")
             states = [(*state[:2], every[place]) for state, place in zip(states, kept, strict=True)]
@@ -189,6 +189,8 @@ def _first_states(library: Path, meta: dict[str, Any]) -> list[tuple[int, str, A
     section = elf.section(".ingot.weights") if elf is not None else None
     found = []
     for entry in entries:
+        if not entry["in_source"]:
+            continue
         dtype, shape, start = _bits(entry["dtype"]), entry["shape"], entry["initial"]
         value = np.zeros(shape, dtype)
         if start is not None:

@@ -52,12 +52,14 @@ class Bound:
 class StateTensor:
     """A tensor that a run leaves to the next one: `Imported.outputs[output]` becomes `inputs[input]` then.
 
-    `initial` is what the first run finds.
+    `initial` is what the first run finds. `in_source` says whether the source has them as an input and an output too,
+    or keeps the tensor itself.
     """
 
     input: int
     output: int
     initial: np.ndarray
+    in_source: bool = True
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,14 @@ def keep_states(imported: Imported, states: Mapping[str, Kept] | None) -> Import
     """
     if not states:
         return imported
-    found: list[StateTensor] = []
+    found = list(imported.states)
     for name, kept in states.items():
         output_name, initial = (kept, None) if isinstance(kept, str) else kept
         i = _index(name, imported.inputs, "input", name)
         o = _index(output_name, imported.outputs, "output", name)
         source, result = imported.inputs[i], imported.outputs[o]
+        if any(other.input == i for other in found):
+            raise OptionError("the model keeps this state itself", where=f"state {name!r}")
         if any(other.output == o for other in found):
             raise OptionError("an output is the next value of two states", where=f"output {output_name!r}")
         if any(item.output == o for item in imported.counts):

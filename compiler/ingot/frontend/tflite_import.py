@@ -6,20 +6,23 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ingot.errors import IngotError, ShapeError, UnsupportedError
 from ingot.frontend.bind import Bindable, bound_inputs
-from ingot.frontend.interface import Imported, Quantization, TensorSpec
+from ingot.frontend.interface import Imported, Quantization, StateTensor, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
 from ingot.frontend.onnx_read import refuse_operators
 from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
 from ingot.frontend.source import Source, c_name
+from ingot.frontend.tflite_variables import OPERATORS as VARIABLE_OPERATORS
+from ingot.frontend.tflite_variables import Variable, Variables
 from ingot.frontend.tflite_verify import tensor_name, verified_model
-from ingot.frontend.tvm_types import Expr, Module
+from ingot.frontend.tvm_types import Expr, Module, Operator
 
 if TYPE_CHECKING:
     import tflite
@@ -52,14 +55,15 @@ def import_tflite(
     return Imported(
         module=module,
         weights=weights,
-        inputs=tuple(specs[: len(inputs)]),
-        outputs=tuple(specs[len(inputs) :]),
+        inputs=specs[0],
+        outputs=specs[1],
         name=c_name(source.path),
         source_format="tflite",
         source_sha256=source.sha256,
         source_peak_bytes=importer.source_peak(inputs, outputs),
         notices=(*notices, *importer.notices()),
         bound=bound,
+        states=importer.states(len(inputs), len(outputs)),
     )
 
 
@@ -84,6 +88,8 @@ class _Importer:
         self.weights = Weights()
         self.converter = make_converter(model, self.graph, self.bb, self.weights, values)
         self.known: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self.variables = Variables(model, self.converter)
+        self.current: dict[str, Expr] = {}  # each variable's value at this point of the graph
         # Sizes other than the stored ones, for which the stored shapes of later tensors no longer hold.
         self.resized = any(shape != tuple(int(dim) for dim in self._stored(index)) for index, shape in shapes.items())
 
@@ -91,7 +97,9 @@ class _Importer:
         tensor = self.graph.Tensors(index)
         return tuple(int(tensor.Shape(axis)) for axis in range(tensor.ShapeLength()))
 
-    def run(self, inputs: list[int], outputs: list[int]) -> tuple[Module, dict[str, np.ndarray], list[TensorSpec]]:
+    def run(
+        self, inputs: list[int], outputs: list[int]
+    ) -> tuple[Module, dict[str, np.ndarray], tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
         from tvm import relax
 
         self._refuse_unsupported()
@@ -103,6 +111,7 @@ class _Importer:
             self.converter.bind(index, var)
             self.known[index] = (dtype, self.shapes[index])
             params.append(var)
+        params += self._first_variables()
         failure: IngotError | None = None
         with self.bb.function("main", params):
             with self.bb.dataflow():
@@ -110,6 +119,7 @@ class _Importer:
                     for number in range(self.graph.OperatorsLength()):
                         self._convert(number)
                     results = [self._output(index) for index in outputs]
+                    results += [self.current[variable.name] for variable in self.variables.kept]
                 except IngotError as error:
                     # Raised below: a builder left with open blocks prints a warning of its own.
                     failure, results = error, params
@@ -118,12 +128,51 @@ class _Importer:
         if failure is not None:
             raise failure
         module, weights = normalize(self.bb.get(), self.weights)
-        return module, weights, [self._spec(index) for index in (*inputs, *outputs)]
+        kept = self.variables.kept
+        before = [self._kept_spec(variable, variable.name) for variable in kept]
+        after = [self._kept_spec(variable, f"{variable.name} (next)") for variable in kept]
+        specs = [[self._spec(index) for index in places] for places in (inputs, outputs)]
+        return module, weights, ((*specs[0], *before), (*specs[1], *after))
+
+    def _first_variables(self) -> list[Expr]:
+        """Make the inputs that are variables, and the constants that are variables nobody sets."""
+        from tvm import relax
+
+        for name, variable in self.variables.known.items():
+            spec = self._kept_spec(variable, name)
+            if variable in self.variables.kept:
+                self.current[name] = relax.Var(name, relax.TensorType(spec.shape, spec.dtype))
+            else:
+                self.current[name] = self.weights.add(name, self._first_value(variable))
+        return [self.current[variable.name] for variable in self.variables.kept]
+
+    def _kept_spec(self, variable: Variable, name: str) -> TensorSpec:
+        index = variable.tensor
+        self.known.setdefault(index, (self._dtype(index, "variable"), self._stored(index)))
+        return replace(self._spec(index), name=name)
+
+    def _first_value(self, variable: Variable) -> np.ndarray:
+        spec = self._kept_spec(variable, variable.name)
+        zero = spec.quantization.zero_points[0] if spec.quantization is not None else 0
+        value = np.full(spec.shape, zero, spec.dtype) if variable.first is None else variable.first
+        if (value.shape, str(value.dtype)) != (spec.shape, spec.dtype):
+            found, allowed = f"{value.dtype}{list(value.shape)}", f"{spec.dtype}{list(spec.shape)}"
+            raise UnsupportedError("a variable changes its type", f"variable {variable.name!r}", found, allowed)
+        return value
+
+    def states(self, inputs: int, outputs: int) -> tuple[StateTensor, ...]:
+        """The variables as states, after that many inputs and outputs of the graph."""
+        return tuple(
+            StateTensor(inputs + i, outputs + i, self._first_value(variable), in_source=False)
+            for i, variable in enumerate(self.variables.kept)
+        )
 
     def _refuse_unsupported(self) -> None:
         refused: dict[str, list[str]] = {}
         for number in range(self.graph.OperatorsLength()):
             operator = self.graph.Operators(number)
+            if self.converter.name_of(operator) in VARIABLE_OPERATORS:
+                continue
             reason = self.converter.refusal(operator)
             if reason is not None:
                 first = tensor_name(self.graph, int(operator.Outputs(0))) if operator.OutputsLength() else "nothing"
@@ -159,7 +208,15 @@ class _Importer:
     def _convert(self, number: int) -> None:
         operator = self.graph.Operators(number)
         outputs = [int(operator.Outputs(index)) for index in range(operator.OutputsLength())]
-        label = f"operator {number} {self.converter.name_of(operator)}"
+        name = self.converter.name_of(operator)
+        label = f"operator {number} {name}"
+        if name == "ASSIGN_VARIABLE":
+            self._assign(operator, label)
+        if name in VARIABLE_OPERATORS and name != "READ_VARIABLE":
+            return
+        if name == "READ_VARIABLE":
+            self._bind(outputs[0], self.current[self.variables.of(operator)], label)
+            return
         try:
             # TVM prints to stdout and warns about what it then raises.
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -181,6 +238,15 @@ class _Importer:
                     hint="leave --shape out, or export the model with this shape",
                 ) from error
             raise UnsupportedError("an operator cannot be converted", where=label, found=reason) from error
+
+    def _assign(self, operator: Operator, label: str) -> None:
+        name, value = self.variables.of(operator), self.converter.tensor(int(operator.Inputs(1)))
+        spec = self._kept_spec(self.variables.known[name], name)
+        found = (str(value.ty.dtype.dtype), tuple(int(dim) for dim in value.ty.shape))
+        if found != (spec.dtype, spec.shape):
+            allowed = f"{spec.dtype}{list(spec.shape)}"
+            raise UnsupportedError("a variable changes its type", label, f"{found[0]}{list(found[1])}", allowed)
+        self.current[name] = value
 
     def _bind(self, index: int, result: Expr, label: str) -> None:
         import tvm

@@ -106,10 +106,16 @@ def verified_model(data: bytes, where: str) -> tflite.Model:
         raise UnsupportedError("the TFLite schema version is not supported", where=where, found=found, allowed="3")
     if model.SubgraphsLength() < 1:
         raise ModelError("the model has no graph", where=where)
-    graph = model.Subgraphs(0)
+    check_graph(model, model.Subgraphs(0))
+    if model.Subgraphs(0).OutputsLength() == 0:
+        raise ModelError("the model has no outputs")
+    return model
+
+
+def check_graph(model: tflite.Model, graph: tflite.SubGraph) -> None:
+    """Check every size and index of one graph. Raises as `verified_model`."""
     _check_tensors(model, graph)
     _check_operators(model, graph)
-    return model
 
 
 def tensor_name(graph: tflite.SubGraph, index: int) -> str:
@@ -216,8 +222,6 @@ def _check_operators(model: tflite.Model, graph: tflite.SubGraph) -> None:
     for index in _indices(graph, "Outputs"):
         if index not in written:
             raise ModelError("an output is not computed by any operator", found=repr(tensor_name(graph, index)))
-    if not _indices(graph, "Outputs"):
-        raise ModelError("the model has no outputs")
 
 
 def _indices(table: tflite.SubGraph | tflite.Operator, name: str) -> list[int]:

@@ -98,6 +98,7 @@ def _state(kept: StateTensor, imported: Imported, program: Program) -> dict[str,
         "shape": list(spec.shape),
         "input_position": imported.source_position(kept.input),
         "output_position": kept.output,
+        "in_source": kept.in_source,
         "initial": None if program.initial_state is None else program.initial_state + before,
     }
 
