@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ingot
+from ingot.emulator import run_under_qemu
 from ingot.packager.codegen import generate_object
 from ingot.passes.pipeline import run
 from ingot.schedules.half import BF16, FP16, HALVES
@@ -87,6 +89,24 @@ def test_any_convolution(tmp_path_factory, drawn, target):
     branches.conv(*drawn)
     branches.matmul((3,), 64, 64)  # always in half precision, whatever was drawn
     check(exact(branches), tmp_path_factory.mktemp("half"), target)
+
+
+@pytest.mark.slow
+@pytest.mark.qemu
+def test_the_machine_form_on_an_emulated_board(tmp_path, qemu):
+    board = load_target("graviton-3")
+    qemu(board.arch)  # skips where no emulator is installed
+    branches = Branches()
+    for size in CHANNELS:
+        branches.matmul((5,), size + 1, 33, "bias")
+        branches.conv(1, 6, size, (7, 5), (3, 3), (1, 1), (1, 1, 1, 1))
+    exact(branches)
+    feeds = {name: BF16.restore(BF16.round(value)) for name, value in branches.feeds().items()}
+    (tmp_path / "layers.onnx").write_bytes(branches.bytes())
+    artifact = ingot.compile(tmp_path / "layers.onnx", target="graviton-3", precision="bf16", selftest=False)
+    assert artifact.metadata["half"]["multiplied"] > len(CHANNELS)
+    got = run_under_qemu(artifact.save(tmp_path / "layers.so"), list(feeds.values()), board, threads=2)
+    compare(got, onnxruntime_outputs(branches.bytes(), feeds), branches.outputs)
 
 
 @pytest.mark.parametrize(("target", "instruction"), DOT_TARGETS.items())

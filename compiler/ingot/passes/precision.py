@@ -115,15 +115,14 @@ class _Choice:
     def _why_not(self, rewriter: Rewriter, data: Any, workload: Conv2DWorkload, weight: np.ndarray) -> str | None:  # noqa: ANN401
         """Say why a layer should not multiply in half precision, or return None."""
         target = self.target
-        dot = dot2_of(target, self.half)
-        if dot is None:
+        if dot2_of(target, self.half) is None:
             return f"{target.name} has no {self.half.name} multiplication with float32 sums"
         if _is_stored(rewriter, data):
             return "its data are quantised"
         if not self.half.holds(weight):
             return f"a weight is larger than {self.half.name} holds"
         config = conv2d_half.default_config(workload, target)
-        own = conv2d_half.cost(workload, config, dot, target)
+        own = conv2d_half.cost(workload, config, target)
         direct = conv2d.default_config(workload, target)
         others = [conv2d.cost(workload, direct, target)]
         if winograd.supports(workload, target):

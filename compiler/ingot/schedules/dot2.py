@@ -28,7 +28,7 @@ GROUP = 2
 class Dot2:
     """An instruction that adds `lanes` dot products of two values of format `half` each.
 
-    feature: what the CPU must have. rate: such instructions a cycle, as a share of float32 FMAs of the same width.
+    feature: what the CPU must have.
     """
 
     name: str
@@ -36,14 +36,11 @@ class Dot2:
     half: Half
     feature: str
     intrinsic: str
-    rate: float
 
 
-#: vdpbf16ps: one a cycle where two FMAs are (Sapphire Rapids), as many as FMAs on Zen 4 and 5. bfdot: as many as FMAs
-#: on Neoverse V1 and V2.
 DOT2: tuple[Dot2, ...] = (
-    Dot2("avx512bf16", 16, BF16, "avx512bf16", "llvm.x86.avx512bf16.dpbf16ps.512", 1.0),
-    Dot2("bfdot", 4, BF16, "bf16", "llvm.aarch64.neon.bfdot.v4f32.v8bf16", 1.0),
+    Dot2("avx512bf16", 16, BF16, "avx512bf16", "llvm.x86.avx512bf16.dpbf16ps.512"),
+    Dot2("bfdot", 4, BF16, "bf16", "llvm.aarch64.neon.bfdot.v4f32.v8bf16"),
 )
 
 
