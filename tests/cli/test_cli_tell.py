@@ -13,6 +13,7 @@ from click.testing import Result
 from onnx import helper
 
 from cli.models import save, value
+from ingot.cli.console import precision_words
 from ingot.errors import ToolchainError
 from ingot.runtime.loader import read_metadata
 from ingot.target import list_targets, load_target
@@ -270,3 +271,11 @@ def test_the_emulator_runs_a_library(
         run_under_qemu(pi_so, [feed], board, threads=65)
     with pytest.raises(RunError, match="the emulated model failed"):
         run_under_qemu(tiny_so, [feed], board)
+
+
+_COUNTS = {"layers": 2, "multiplied": 1, "stored": 0, "tensors": 3}
+
+
+@pytest.mark.parametrize("half", [None, 3, {}, {"layers": 1}, {**_COUNTS, "errors": [5]}])
+def test_what_a_library_says_of_half_precision_may_be_anything(half: object) -> None:
+    assert precision_words({"precision": "bf16", "half": half}) == "bf16"

@@ -298,11 +298,6 @@ _SCHEMA: dict[str, Any] = {
         {**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size, "in_source": _is_flag}
     ],
 }
-_ERROR = {
-    "name": _is_text,
-    **dict.fromkeys(("sqnr_db", "max_error", "max_reference"), lambda v: v is None or _is_scale(v)),
-}
-_HALF = {**dict.fromkeys(("layers", "multiplied", "stored", "tensors"), _is_size), "errors": [_ERROR]}
 
 
 def _conform(value: Any, schema: Any, key: str) -> None:  # noqa: ANN401
@@ -365,7 +360,6 @@ def _metadata(file: _File) -> dict[str, Any]:
             hint = "use the loader of the ingot version that compiled it, or compile it again"
             file.refuse(f"the artifact has format {meta['format']}; this loader reads format {FORMAT}", hint=hint)
         _conform(meta, _SCHEMA, "metadata")
-        _conform(meta, {"half": _HALF} if "half" in meta else {}, "metadata")
         _conform_tensors(meta["inputs"], "inputs")
         _conform_tensors(meta["outputs"], "outputs")
         name, arch = meta["name"], meta["target"]["arch"]
