@@ -51,13 +51,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: the ids of each task, the reference first, and how."""
+    """What to run: the ids of each task, the reference first, and how; `limit_s` in place of the usual time limit."""
 
     groups: Sequence[Sequence[int]]
     threads: int = 1
     rounds: int = ROUNDS
     microseconds: int = MICROSECONDS
     error_limit: float = ERROR_LIMIT
+    limit_s: float | None = None
 
 
 def measure(board: Board, executable: Path, plan: Plan) -> dict[int, Measured]:
@@ -73,7 +74,7 @@ def measure(board: Board, executable: Path, plan: Plan) -> dict[int, Measured]:
     for _ in range(_MOST_RUNS):
         if not waiting:
             break
-        limit = BASE_LIMIT_S + CANDIDATE_LIMIT_S * len(waiting)
+        limit = plan.limit_s or BASE_LIMIT_S + CANDIDATE_LIMIT_S * len(waiting)
         words = [
             str(plan.threads),
             str(plan.rounds),

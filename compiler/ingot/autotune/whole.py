@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _ROUNDS, _MICROSECONDS = 15, 20_000
 #: Whole models round differently in many places at once.
 _ERROR_LIMIT = 2e-2
+#: A model on a slow or crowded board is no hang.
+_LIMIT_S = 600.0
 #: Models that are built and measured at most, to find out which configs do not pay.
 _MOST_BUILDS = 7
 
@@ -59,7 +61,7 @@ class WholeModel:
         other = self._built(configs)
         imported, target = self.state.imported, self.state.target
         group = Group(imported.inputs, imported.outputs, (self._default, other))
-        plan = Plan([[self._default.id, other.id]], self.threads, _ROUNDS, _MICROSECONDS, _ERROR_LIMIT)
+        plan = Plan([[self._default.id, other.id]], self.threads, _ROUNDS, _MICROSECONDS, _ERROR_LIMIT, _LIMIT_S)
         with tempfile.TemporaryDirectory(prefix="ingot-") as temporary:
             executable = Path(temporary) / "candidates"
             link_batch([group], target, executable)
