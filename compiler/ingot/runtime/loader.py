@@ -256,10 +256,6 @@ def _is_maybe_size(value: Any) -> bool:  # noqa: ANN401
     return value is None or _is_size(value)
 
 
-def _is_flag(value: object) -> bool:
-    return type(value) is bool
-
-
 def _is_zero_point(value: Any) -> bool:  # noqa: ANN401
     return type(value) is int and abs(value) < 1 << 31
 
@@ -273,6 +269,7 @@ def _is_numbers(value: Any) -> bool:  # noqa: ANN401
 
 
 _KIND = {"dtype": lambda value: value in _DTYPES, "shape": [_is_size]}
+_FLAGS = {"in_source": lambda value: type(value) is bool}
 _PLACES = dict.fromkeys(("input_position", "output_position"), _is_size)
 _TENSOR = {
     "name": _is_text,
@@ -294,9 +291,7 @@ _SCHEMA: dict[str, Any] = {
     "inputs": [_TENSOR],
     "outputs": [{**_TENSOR, "counted": _is_maybe_size}],
     "bound": [{"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers}],
-    "states": [
-        {**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size, "in_source": _is_flag}
-    ],
+    "states": [{**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size, **_FLAGS}],
 }
 
 
