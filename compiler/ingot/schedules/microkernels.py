@@ -66,7 +66,7 @@ DOTS: tuple[Dot, ...] = (
     ),
     Dot(
         "s8s8_neon32", 4, 4, "int8", "int8", "pairs",
-        ("neon",), arch="arm", intrinsic="llvm.arm.neon.vpaddls.v4i32.v8i16", split=2, cost=3.2,
+        ("neon",), arch="arm", intrinsic="llvm.arm.neon.vpadals.v4i32.v8i16", split=2, cost=3.2,
     ),
     Dot("s16_avx512", 16, 2, "int16", "", "madd", ("avx512bw",), intrinsic="llvm.x86.avx512.pmaddw.d.512", cost=1.5),
     Dot("s16_avx2", 8, 2, "int16", "", "madd", ("avx2",), intrinsic="llvm.x86.avx2.pmadd.wd", cost=1.2),
@@ -138,6 +138,8 @@ def _step(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: ANN401 - 
 
         low, high = T.vectorlow(f"int8x{half}", weight), T.vectorhigh(f"int8x{half}", weight)
         both = product(0, low) + product(2, high)
+        if dot.arch == "arm":  # this one adds to the sums itself
+            return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), acc, both, dtype=total)
         return acc + T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), both, dtype=total)
     one, two = (T.broadcast(T.cast(data(first, 1), "int32"), lanes) for first in (0, 1))
     first, second = (side(f"{dot.weight}x{lanes}", weight) for side in (T.vectorlow, T.vectorhigh))
