@@ -269,7 +269,7 @@ def _is_numbers(value: Any) -> bool:  # noqa: ANN401
 
 
 _KIND = {"dtype": lambda value: value in _DTYPES, "shape": [_is_size]}
-_FLAGS = {"in_source": lambda value: type(value) is bool}
+_FLAGS: dict[str, Any] = {"in_source": lambda value: type(value) is bool}
 _PLACES = dict.fromkeys(("input_position", "output_position"), _is_size)
 _TENSOR = {
     "name": _is_text,
@@ -380,7 +380,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ this machine
 
 # Canonical feature (LLVM's name) = flags in /proc/cpuinfo ('+' and, '|' or), where the two differ.
-_FLAGS = {
+_FLAGS: dict[str, Any] = {
     "x86_64": "sse3=pni ssse3 sse4.1=sse4_1 sse4.2=sse4_2 popcnt cx16 avx avx2 fma f16c bmi=bmi1 bmi2 lzcnt=abm movbe "
     "avx512f avx512bw avx512cd avx512dq avx512vl avx512vnni=avx512_vnni avxvnni=avx_vnni avx512bf16=avx512_bf16 "
     "avx512fp16=avx512_fp16 amx-tile=amx_tile amx-int8=amx_int8 amx-bf16=amx_bf16",
