@@ -269,7 +269,7 @@ def _is_numbers(value: Any) -> bool:  # noqa: ANN401
 
 
 _KIND = {"dtype": lambda value: value in _DTYPES, "shape": [_is_size]}
-_FLAGS: dict[str, Any] = {"in_source": lambda value: type(value) is bool}
+_SWITCHES: dict[str, Any] = {"in_source": lambda value: type(value) is bool}
 _PLACES = dict.fromkeys(("input_position", "output_position"), _is_size)
 _TENSOR = {
     "name": _is_text,
@@ -291,7 +291,7 @@ _SCHEMA: dict[str, Any] = {
     "inputs": [_TENSOR],
     "outputs": [{**_TENSOR, "counted": _is_maybe_size}],
     "bound": [{"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers}],
-    "states": [{**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size, **_FLAGS}],
+    "states": [{**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size, **_SWITCHES}],
 }
 
 
