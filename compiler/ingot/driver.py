@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ingot.packager.selftest import SelfTest
     from ingot.passes.state import State
     from ingot.program import Program
+    from ingot.quantize.report import Report
     from ingot.target import Target
 
 #: Arithmetic the compiler can generate.
@@ -49,7 +50,8 @@ def compile(
     state: Mapping[str, Kept] | None = None,
     precision: str = "fp32",
     calibrate: Calibration | None = None,
-    calibrator: str = "mse",
+    calibrator: str = "auto",
+    max_drop: float | None = None,
     selftest: bool = True,
     log: str | os.PathLike[str] | None = None,
     threads: int = 1,
@@ -69,7 +71,9 @@ def compile(
                on the target; the artifact's notices and metadata say which did and what it costs in accuracy.
     calibrate: samples for precision="int8": a .npz file, a folder of .npy, .npz, .png or .jpg files, or arrays by input
                name, with the samples along a first dimension (see `ingot.quantize.samples`).
-    calibrator: how ranges follow from samples: see `ingot.quantize.calibrators`.
+    calibrator: how ranges follow from samples: "auto", or a name in `ingot.quantize.calibrators`.
+    max_drop:  keep so few layers in float that at most this share of the accuracy on the samples is lost (they need an
+               array "labels" then), or, without labels, that the outputs' error is at most this share of their size.
     selftest:  store a seeded input's expected outputs, from ONNX Runtime or LiteRT, in the artifact.
     log:       a folder of tuning logs to use before those that come with ingot, see `ingot tune`.
     threads:   how many threads the model will mostly run on; of use only to choose among measured configs.
@@ -90,8 +94,9 @@ def compile(
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
     imported = _import(path, shape, bind, state)
+    quantised = None
     if calibrate is not None:
-        imported = _quantize(imported, board, calibrate, calibrator, progress)
+        imported, quantised = _quantize(imported, board, calibrate, calibrator, max_drop, progress)
     planned = State(imported.module, imported.weights, imported, board, picks=measured, precision=precision)
     planned = run(planned, print_ir_after=print_ir_after, show=show_ir, progress=report)
     report("generate_code")
@@ -113,6 +118,7 @@ def compile(
     report("link")
     imported = replace(imported, notices=tuple(notices))
     artifact = package(program, imported, board, precision=precision, selftest=stored, half=half)
+    artifact = replace(artifact, quantization=quantised)
     report.done()
     return artifact
 
@@ -127,7 +133,8 @@ def relax_after(
     state: Mapping[str, Kept] | None = None,
     precision: str = "fp32",
     calibrate: Calibration | None = None,
-    calibrator: str = "mse",
+    calibrator: str = "auto",
+    max_drop: float | None = None,
 ) -> str:
     """Return the program as text after the named compiler step, and stop there. The options are those of `compile`.
 
@@ -140,7 +147,7 @@ def relax_after(
     _check_precision(precision, board, calibrate)
     imported = _import(path, shape, bind, state)
     if calibrate is not None:
-        imported = _quantize(imported, board, calibrate, calibrator, None)
+        imported, _ = _quantize(imported, board, calibrate, calibrator, max_drop, None)
     return text_of(run(State(imported.module, imported.weights, imported, board, precision=precision), stop_after=step))
 
 
@@ -175,27 +182,33 @@ def _import(
 
 
 def _quantize(
-    imported: Imported, board: Target, calibrate: Calibration, calibrator: str, progress: Progress | None
-) -> Imported:
-    """Return the model with its layers quantised after training."""
-    from ingot.quantize.ptq import Options, quantize
+    imported: Imported,
+    board: Target,
+    calibrate: Calibration,
+    calibrator: str,
+    max_drop: float | None,
+    progress: Progress | None,
+) -> tuple[Imported, Report]:
+    """Return the model with its layers quantised after training, and what was decided for each."""
+    from ingot.quantize.ptq import Options, check, quantize
     from ingot.quantize.samples import ArraySamples, FileSamples
 
+    check(Options(calibrator, max_drop))
     samples: ArraySamples | FileSamples
     if isinstance(calibrate, Mapping):
         samples = ArraySamples(calibrate, imported.inputs)
     else:
         samples = FileSamples(Path(calibrate), imported.inputs)
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
-        quantized = quantize(
+        quantized, report = quantize(
             imported,
             board,
             samples,
-            Options(calibrator),
+            Options(calibrator, max_drop, samples.labels),
             build=lambda model: _build_here(model, Path(folder)),
             tick=progress or (lambda *_: None),
         )
-    return replace(quantized, notices=(*quantized.notices, *samples.notices))
+    return replace(quantized, notices=(*quantized.notices, *samples.notices)), report
 
 
 def _build_here(imported: Imported, folder: Path) -> Callable[[Mapping[str, Any]], list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_layers_kept_in_float_read_and_write_float(graph: Graph) -> None:
     assert not everything.stored and not everything.integer
 
 
-@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("calibrator", ["auto", "entropy"])
 def test_a_quantised_network_computes_what_the_float_one_does(calibrator: str, net: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", x=small_samples(32))
     reference = ingot.load(ingot.compile(net, selftest=False).save(tmp_path / "float.so"))
@@ -75,6 +76,33 @@ def test_a_quantised_network_computes_what_the_float_one_does(calibrator: str, n
     wanted = np.concatenate([reference(x[None]) for x in fresh])
     found = np.concatenate([quantised(x[None]) for x in fresh])
     assert sqnr(wanted, found) > (20 if calibrator == "entropy" else 28)
+
+
+def test_no_more_is_lost_than_allowed_and_the_report_says_how(net: Path) -> None:
+    samples = {"x": small_samples(16)}
+    tight = ingot.compile(net, precision="int8", calibrate=samples, calibrator="mse", max_drop=0.004, selftest=False)
+    report = tight.quantization
+    assert report.drop <= 0.004 and report.limit == 0.004
+    kept = [layer for layer in report.layers if "limit" in layer.reason]
+    assert kept and all(layer.decision == "float32" for layer in kept)
+    quantised = [layer.sqnr_db for layer in report.layers if layer.decision == "int8"]
+    assert not quantised or max(layer.sqnr_db for layer in kept) <= min(quantised), "the noisiest go first"
+    assert report.measured <= 1 + np.ceil(np.log2(len(report.layers))) + 1
+    decoded = json.loads(report.as_json())
+    assert [layer["name"] for layer in decoded["layers"]] == [layer.name for layer in report.layers]
+    for text in (report.as_text(), report.as_html()):
+        assert all(layer.name[:48] in text for layer in report.layers) and "allowed 0.400%" in text
+
+
+def test_nothing_may_be_lost_at_all(net: Path, tmp_path: Path) -> None:
+    """A limit of zero is held by the float model: nothing is quantised, and a notice says so."""
+    artifact = ingot.compile(
+        net, precision="int8", calibrate={"x": small_samples(8)}, calibrator="mse", max_drop=0.0, selftest=False
+    )
+    assert "no layer is quantised" in artifact.notices
+    reference = ingot.load(ingot.compile(net, selftest=False).save(tmp_path / "float.so"))
+    x = small_samples(1, seed=5)
+    assert np.array_equal(ingot.load(artifact.save(tmp_path / "int8.so"))(x), reference(x))
 
 
 def test_weights_and_sums_are_integers(net: Path) -> None:

@@ -20,6 +20,8 @@ from ingot.cli.options import (
     shape_option,
     state_option,
 )
+from ingot.cli.quantise import check_explain, quantise_options, read_share
+from ingot.cli.quantise import show as show_quantisation
 from ingot.errors import IngotError, OptionError
 
 if TYPE_CHECKING:
@@ -64,18 +66,7 @@ _STAGES = {
 @click.option(
     "--precision", default="fp32", show_default=True, help="Arithmetic of float layers: fp32, bf16, fp16, int8."
 )
-@click.option(
-    "--calibrate",
-    type=PATH,
-    metavar="FILE|FOLDER",
-    help="Samples for --precision int8: .npz, or a folder of arrays or images.",
-)
-@click.option(
-    "--calibrator",
-    default="mse",
-    show_default=True,
-    help="How ranges follow from samples: minmax, percentile, entropy, mse.",
-)
+@quantise_options
 @click.option("--emit", type=click.Choice(tuple(ENDINGS)), default="so", show_default=True, help="What to write.")
 @click.option("--log", type=PATH, metavar="DIR", help="A folder of tuning logs to use, see `ingot tune`.")
 @click.option(
@@ -98,6 +89,8 @@ def command(
     precision: str,
     calibrate: Path | None,
     calibrator: str,
+    max_drop: str | None,
+    explain: str | None,
     emit: str,
     log: Path | None,
     threads: int,
@@ -112,14 +105,20 @@ def command(
       ingot compile model.onnx --shape x=1,3,224,224 --bind threshold=0.5
       ingot compile model.tflite --emit a -o libmodel.a      (writes libmodel.h too)
     """
-    interface = {"shape": parse_shapes(shapes), "bind": parse_binds(binds), "state": parse_states(states)}
+    interface: dict[str, Any] = {
+        "shape": parse_shapes(shapes),
+        "bind": parse_binds(binds),
+        "state": parse_states(states),
+    }
+    precise: dict[str, Any] = {"precision": precision, "calibrate": calibrate, "calibrator": calibrator}
+    precise["max_drop"] = read_share(max_drop)
     if stop_after is not None:
         _check_steps([stop_after])
-        precise = {"precision": precision, "calibrate": calibrate, "calibrator": calibrator}
         _write_program(model, target or _NATIVE, {**interface, **precise}, stop_after, output, also=print_after)
         return
     paths = _output_paths(model, output, emit)
     _check_steps(print_after)
+    check_explain(explain, precision, (model, *paths))
 
     import ingot
 
@@ -128,9 +127,7 @@ def command(
             model,
             target=target or _NATIVE,
             **interface,
-            precision=precision,
-            calibrate=calibrate,
-            calibrator=calibrator,
+            **precise,
             selftest=not no_selftest,
             log=log,
             threads=threads,
@@ -140,7 +137,7 @@ def command(
         )
     _save(artifact, emit, paths)
     if paths:
-        _summarise(artifact, model, paths, emit, named=target is not None)
+        _summarise(artifact, model, paths, emit, explain, named=target is not None)
 
 
 def _output_paths(model: Path, output: Path | None, emit: str) -> list[Path]:
@@ -235,7 +232,9 @@ def _save(artifact: Artifact, emit: str, paths: Sequence[Path]) -> None:
         raise
 
 
-def _summarise(artifact: Artifact, model: Path, paths: Sequence[Path], emit: str, *, named: bool) -> None:
+def _summarise(
+    artifact: Artifact, model: Path, paths: Sequence[Path], emit: str, explain: str | None, *, named: bool
+) -> None:
     from ingot.cli.console import clean, console, facts, number, precision_words, size
 
     out, meta = console(), artifact.metadata
@@ -252,6 +251,8 @@ def _summarise(artifact: Artifact, model: Path, paths: Sequence[Path], emit: str
         ("selftest", "stored" if meta["selftest"] else "none"),
     ]
     facts(out, rows)
+    if artifact.quantization is not None:
+        show_quantisation(artifact.quantization, explain)
     notices = list(artifact.notices)
     if not named:
         notices.insert(0, "compiled for this machine; --target NAME compiles for a board, `ingot targets` lists them")

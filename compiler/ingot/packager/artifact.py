@@ -33,6 +33,7 @@ class Artifact:
 
     `library` holds the bytes of model.so, `metadata` what it says about itself, `notices` sentences the user should
     read, `header` and `entry_c` the C texts that belong to it, `sources` all that the linker was given.
+    `quantization` is the `ingot.quantize.report.Report` of a model that was quantised after training, else None.
     """
 
     library: bytes = field(repr=False)
@@ -43,6 +44,7 @@ class Artifact:
     relax: str = field(repr=False)
     sources: Sources = field(repr=False)
     _target: Target = field(repr=False)
+    quantization: Any = field(default=None, repr=False)
 
     @property
     def name(self) -> str:

@@ -27,6 +27,12 @@ class Affine:
         info = np.iinfo(self.dtype)
         return int(info.min), int(info.max)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """Return the smallest and the largest real value."""
+        low, high = self.limits
+        return (low - self.zero_point) * self.scale, (high - self.zero_point) * self.scale
+
     def quantize(self, x: Array) -> Array:
         """Return round(x / scale) + zero point (halves to even), saturated, in the stored dtype."""
         low, high = self.limits

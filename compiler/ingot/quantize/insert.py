@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 
 def insert(
-    graph: Graph, placement: Placement, affine: Mapping[int, Affine], weights: Mapping[str, QuantizedWeights]
+    graph: Graph, placement: Placement, affine: Mapping[Expr, Affine], weights: Mapping[str, QuantizedWeights]
 ) -> Imported:
     """Return the model in the form an imported model with quantize and dequantize has.
 
@@ -43,7 +43,7 @@ def insert(
         if old not in placement.group:
             return new
         if old not in stored:
-            numbers = affine[placement.group[old]]
+            numbers = affine[old]
             scale = relax.const(np.float32(numbers.scale), "float32")
             zero = relax.const(np.array(numbers.zero_point, numbers.dtype), numbers.dtype)
             q = rewriter.emit(relax.op.quantize(new, scale, zero, axis=0, out_dtype=numbers.dtype))
@@ -54,13 +54,13 @@ def insert(
         args = [read(rewriter, old, new) for old, new in zip(call.args, args, strict=True)]
         var = graph.variable[call]
         layer = graph.layer_of.get(var)
-        if layer is not None and layer.name in weights:
+        if layer is not None and var in placement.integer:
             quantized = weights[layer.name]
             values = _weights(rewriter, args[1], quantized, layer.out_axis)
             result = rewriter.emit(rebuild(call, [args[0], values]))
             shape = [1] * len(shape_of(call))
             shape[layer.channel_axis] = layer.channels
-            step = quantized.scales.astype(np.float64) * affine[placement.group[layer.data]].scale
+            step = quantized.scales.astype(np.float64) * affine[layer.data].scale
             parts = quantized.shift.reshape(shape), step.reshape(shape)
             readers = graph.readers.get(var, [])
             if len(readers) == 1 and var not in outputs and graph.adds_constant(readers[0]):

@@ -63,15 +63,19 @@ class Observer:
         self._inputs = {var: spec.name for var, spec in zip(inputs, state.imported.inputs, strict=True)}
         self._watched = [var for var in placement.stored if var not in self._inputs]
         self._first = len(state.imported.outputs)
-        self._run = build(with_outputs(state, self._watched)) if self._watched else None
+        self._run = build(with_outputs(state, self._watched))
+        #: The model's own outputs for each sample of the last pass.
+        self.reference: list[list[Array]] = []
 
     def _each(self, doing: str) -> Iterator[Callable[[Expr], Array]]:
         """Run every sample and give a function from stored variable to its value."""
         total = len(self.samples)
+        self.reference = []
         for number, feeds in enumerate(self.samples):
             self.tick(doing, number, total)
-            outputs = self._run(feeds)[self._first :] if self._run is not None else []
-            values = dict(zip(self._watched, outputs, strict=True))
+            outputs = list(self._run(feeds))
+            self.reference.append(outputs[: self._first])
+            values = dict(zip(self._watched, outputs[self._first :], strict=True))
             values.update({var: feeds[name] for var, name in self._inputs.items() if var in self.placement.group})
             yield values.__getitem__
         self.tick(doing, total, total)
@@ -100,7 +104,7 @@ class Observer:
                     counts[group] += np.bincount(np.clip(bins, 0, BINS - 1).astype(np.int64), minlength=BINS)
         return {group: Observed(*extremes[group], counts[group]) for group in extremes}
 
-    def moments(self, layers: Sequence[Layer], affine: Mapping[int, Affine]) -> dict[str, Moments]:
+    def moments(self, layers: Sequence[Layer], affine: Mapping[Expr, Affine]) -> dict[str, Moments]:
         """Return the moments of each layer's input patches, at positions drawn with a fixed seed."""
         found = {layer.name: Moments(layer) for layer in layers}
         random = np.random.default_rng(0)
@@ -108,5 +112,5 @@ class Observer:
         for value in self._each("moments"):
             for layer in layers:
                 patches = take(layer, value(layer.data), each, random)
-                found[layer.name].add(patches, affine[self.placement.group[layer.data]].rounded(patches))
+                found[layer.name].add(patches, affine[layer.data].rounded(patches))
         return found

@@ -1,0 +1,91 @@
+"""Whether a layer's integer kernel is faster than its float one: the cost formulas that choose the kernels say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ingot.passes.rewriter import shape_of
+from ingot.quantize.graph import Layer
+from ingot.quantize.patches import as_rows
+from ingot.quantize.weights import symmetric_scales
+from ingot.schedules import conv2d, conv2d_int8, winograd
+from ingot.schedules.microkernels import dot_of
+from ingot.schedules.vector import registers
+from ingot.target import Target
+
+#: The arena that a float kernel may use for itself, in bytes, when its cost is estimated: Winograd's patches.
+_WORKSPACE = 1 << 20
+#: Instructions that store, load and convert a vector of float32 where 8-bit values would pass.
+_MOVE = 3.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated cycles of one core, in one unit, of a layer's best float kernel and its best integer kernel.
+
+    moved: the cycles that a float layer among integer ones costs besides: its tensors are four times as large, and
+    its result is converted.
+    """
+
+    float32: float
+    int8: float
+    moved: float
+
+    @property
+    def pays(self) -> bool:
+        """Say whether the integer kernel is faster."""
+        return self.int8 < self.float32 + self.moved
+
+
+def estimate(layer: Layer, target: Target) -> Estimate | None:
+    """Return the costs of a layer's two kernels; None for depthwise layers.
+
+    Those read 8-bit data, a quarter of the bytes, and multiply in the same instructions either way: never slower.
+    """
+    if layer.kind == "depthwise":
+        return None
+    rows = as_rows(layer)
+    elements = np.prod(shape_of(layer.data)) + np.prod(shape_of(layer.call))
+    moved = float(elements) / registers(target).lanes * _MOVE
+    whole = (rows / symmetric_scales(rows)[:, None]).round().reshape(len(rows), 1, 1, -1)
+    dot = dot_of(target, whole)
+    if layer.kind == "matmul":
+        product = conv2d.MatmulWorkload(shape_of(layer.data)[:-1], rows.shape[1], rows.shape[0], "float32")
+        work = product.as_conv()
+        plain = conv2d.cost(work, conv2d.default_config(work, target), target)
+        if dot is None:
+            return Estimate(plain, plain, moved)
+        return Estimate(
+            plain, conv2d_int8.cost(work, conv2d_int8.default_config(work, target, dot), target, dot), moved
+        )
+    work = _workload(layer)
+    plain = conv2d.cost(work, conv2d.default_config(work, target), target)
+    if winograd.supports(work, target):
+        fast = winograd.default_config(work, target, _WORKSPACE)
+        plain = min(plain, winograd.cost(work, fast, target)) if fast is not None else plain
+    if dot is None:
+        return Estimate(plain, plain, moved)
+    return Estimate(plain, conv2d_int8.cost(work, conv2d_int8.default_config(work, target, dot), target, dot), moved)
+
+
+def _workload(layer: Layer) -> conv2d.Conv2DWorkload:
+    attrs: Any = layer.call.attrs
+    shape, layout = shape_of(layer.data), str(attrs.data_layout)
+    batch, height, width, channels = (shape[layout.index(axis)] for axis in "NHWC")
+    stride, spread = [int(v) for v in attrs.strides], [int(v) for v in attrs.dilation]
+    top, left, bottom, right = (int(v) for v in attrs.padding)
+    return conv2d.Conv2DWorkload(
+        batch=batch,
+        height=height,
+        width=width,
+        in_channels=channels,
+        out_channels=layer.channels,
+        kernel=(layer.weight.shape[layer.layout.index("H")], layer.weight.shape[layer.layout.index("W")]),
+        strides=(stride[0], stride[1]),
+        padding=(top, left, bottom, right),
+        dilation=(spread[0], spread[1]),
+        dtype="float32",
+    )
