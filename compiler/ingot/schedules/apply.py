@@ -67,6 +67,7 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
     if anchor is not None:
         names = [str(sch.get(block).name_hint) for block in sch.get_child_blocks(sch.get_sblock("root"))]
         keep = {str(sch.get(anchor).name_hint), "padded", *(n for n in names if n.startswith(_STAGES))}
+        keep |= _shared_result(sch, anchor)
     generic.inline_producers(sch, keep)
     finish = _schedule_anchor(sch, anchor, target) if anchor is not None else None
     for block in sch.get_child_blocks(sch.get_sblock("root")):
@@ -77,6 +78,17 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
         else:
             generic.schedule_elementwise(sch, block, target)
     return sch.mod["main"] if finish is None else finish(sch.mod["main"])
+
+
+def _shared_result(sch: Any, anchor: Any) -> set[str]:  # noqa: ANN401
+    """The name of the last block that all of the anchor's result goes through, if several read that.
+
+    Inlined into its readers, it would leave the template without the one block that stores.
+    """
+    block = anchor
+    while len(readers := sch.get_consumers(block)) == 1:
+        (block,) = readers
+    return {str(sch.get(block).name_hint)} if readers else set()
 
 
 def _is_scheduled(sch: Any, block: Any) -> bool:  # noqa: ANN401

@@ -196,8 +196,12 @@ def compute_reduction(
     """
     *rows, length = shape
     data = te.placeholder(shape, dtype, name="data")
-    reducer: Callable[..., Expr] = {"max": te.max, "min": te.min}.get(kind, te.sum)
     combine: Combine = {"max": _max, "min": _min}.get(kind, _add)
+    reducer: Callable[..., Expr] = te.sum
+    if kind in ("max", "min"):
+        # From infinity, not from the largest finite number: a masked row of attention is all -inf.
+        start = float("-inf" if kind == "max" else "inf")
+        reducer = te.comm_reducer(lambda x, y: combine(x, y), lambda t: tirx.const(start, t), name=kind)
     over = tirx.const(1.0 / length if kind == "mean" else 1.0, dtype)
 
     def finish(total: Expr) -> Expr:
