@@ -48,7 +48,8 @@ ALLOWED: dict[str, set[str]] = {
 ROOT_USERS = {"packager", "driver", "cli"}
 LINE_LIMIT = 600
 # One file by contract: it is copied alone next to an artifact, checks it as untrusted data, and may import nothing.
-LONG = {"compiler/ingot/runtime/loader.py": 950}
+# The limit grew with what it has to check: states, counted outputs, and the shapes of every bucket.
+LONG = {"compiler/ingot/runtime/loader.py": 990}
 CODE = (".py", ".c", ".h", ".cpp", ".sh")
 RUNTIME_LINE_LIMIT = 1000  # what goes into every artifact
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ingot.frontend.bind import Bindable
     from ingot.frontend.interface import Imported
     from ingot.frontend.keep_state import Kept
+    from ingot.frontend.shapes import Size
     from ingot.packager.artifact import Artifact
     from ingot.packager.half_error import HalfSummary
     from ingot.packager.selftest import SelfTest
@@ -45,7 +46,7 @@ def compile(
     path: str | os.PathLike[str],
     *,
     target: str = "native",
-    shape: Mapping[str, Sequence[int]] | None = None,
+    shape: Mapping[str, Sequence[Size]] | None = None,
     bind: Mapping[str, Bindable] | None = None,
     state: Mapping[str, Kept] | None = None,
     precision: str = "fp32",
@@ -63,7 +64,8 @@ def compile(
 
     path:      the model file.
     target:    a name from `ingot targets`, the path of a target's TOML file, or "native" for this machine.
-    shape:     static shapes by input name, for dimensions the model leaves open.
+    shape:     static shapes by input name, for dimensions the model leaves open. A dimension may be a list of sizes,
+               one for each bucket: the library takes inputs of each of these shapes, on one copy of the weights.
     bind:      values by input name (arrays, numbers or lists of them): these inputs become constants of the model.
     state:     an output by input name, or (output, first value): the model keeps them from one run to the next.
     precision: arithmetic of float layers; layers that are quantised in the model stay so. "int8" quantises them.
@@ -84,6 +86,7 @@ def compile(
     """
     from ingot.autotune.lookup import load as load_logs
     from ingot.packager.artifact import package
+    from ingot.packager.buckets import join
     from ingot.packager.selftest import build_selftest
     from ingot.passes.pipeline import run
     from ingot.passes.state import State
@@ -93,15 +96,25 @@ def compile(
     _check_precision(precision, board, calibrate)
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
-    imported = _import(path, shape, bind, state)
+    models = _buckets(path, shape, bind, state)
     quantised = None
     if calibrate is not None:
-        imported, quantised = _quantize(imported, board, calibrate, calibrator, max_drop, progress)
-    planned = State(imported.module, imported.weights, imported, board, picks=measured, precision=precision)
-    planned = run(planned, print_ir_after=print_ir_after, show=show_ir, progress=report)
-    report("generate_code")
-    program = _generate(planned)
-    notices = [*imported.notices, *planned.notices]
+        if len(models) > 1:
+            raise OptionError("calibration and buckets do not go together", where="shape", hint="give one shape")
+        models[0], quantised = _quantize(models[0], board, calibrate, calibrator, max_drop, progress)
+    imported = models[-1]
+    notices: list[str] = []
+    programs: list[Program] = []
+    for number, model in enumerate(models):
+        # Kernels of the smaller buckets need names of their own.
+        mine = replace(model, name=f"{model.name}_bucket{number}") if model is not imported else model
+        last = _Reporter(None) if mine is not model else report
+        planned = State(mine.module, mine.weights, mine, board, picks=measured, precision=precision)
+        planned = run(planned, print_ir_after=print_ir_after, show=show_ir, progress=last)
+        last("generate_code")
+        programs.append(_generate(planned))
+        notices += (notice for notice in (*model.notices, *planned.notices) if notice not in notices)
+    program = join(programs, models)
     if measured.counts.skipped:
         notices.append(f"{measured.counts.skipped} lines of the tuning logs are damaged or foreign, and were skipped")
     report("selftest")
@@ -113,7 +126,7 @@ def compile(
     half = None
     report("measure_error")
     if precision in HALF_PRECISIONS:
-        half, stored = _measure(planned, program, imported, stored)
+        half, stored = _measure(planned, programs[-1], imported, stored)
         notices += _half_notices(planned, half)
     report("link")
     imported = replace(imported, notices=tuple(notices))
@@ -128,7 +141,7 @@ def relax_after(
     step: str,
     *,
     target: str = "native",
-    shape: Mapping[str, Sequence[int]] | None = None,
+    shape: Mapping[str, Sequence[Size]] | None = None,
     bind: Mapping[str, Bindable] | None = None,
     state: Mapping[str, Kept] | None = None,
     precision: str = "fp32",
@@ -145,7 +158,7 @@ def relax_after(
 
     board = load_target(target)
     _check_precision(precision, board, calibrate)
-    imported = _import(path, shape, bind, state)
+    imported = _buckets(path, shape, bind, state)[-1]
     if calibrate is not None:
         imported, _ = _quantize(imported, board, calibrate, calibrator, max_drop, None)
     return text_of(run(State(imported.module, imported.weights, imported, board, precision=precision), stop_after=step))
@@ -170,15 +183,20 @@ class _Reporter:
             self.progress("done", len(self.names), len(self.names))
 
 
-def _import(
+def _buckets(
     path: str | os.PathLike[str],
-    shape: Mapping[str, Sequence[int]] | None,
+    shape: Mapping[str, Sequence[Size]] | None,
     bind: Mapping[str, Bindable] | None,
     state: Mapping[str, Kept] | None,
-) -> Imported:
-    from ingot.frontend import import_model
+) -> list[Imported]:
+    """Return the model for each bucket of shapes, the one with the largest inputs last."""
+    from math import prod
 
-    return import_model(path, shape, bind, state)
+    from ingot.frontend import import_model
+    from ingot.frontend.shapes import expand_buckets
+
+    models = [import_model(path, shapes, bind, state) for shapes in expand_buckets(shape)]
+    return sorted(models, key=lambda model: sum(prod(spec.shape) for spec in model.inputs))
 
 
 def _quantize(

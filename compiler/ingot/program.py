@@ -72,12 +72,21 @@ class CopyStep:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """The steps for other shapes of the caller's inputs, and the shapes of inputs and outputs then."""
+
+    steps: tuple[Step | CopyStep, ...]
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """A whole lowered model. `objects` holds relocatable ELF objects with all kernels; `llvm_ir` their LLVM text.
 
     `state_bytes` is the size of each of the two halves of an instance's state; `initial_state` the offset in the
     weights of what the first run finds, None for zeros. `counters` gives the offset in a half of each counter, by its
-    number among the model's outputs.
+    number among the model's outputs. `buckets` are programs for smaller inputs, on the same weights and arena.
     """
 
     steps: tuple[Step | CopyStep, ...]
@@ -88,6 +97,7 @@ class Program:
     state_bytes: int = 0
     initial_state: int | None = None
     counters: Mapping[int, int] = field(default_factory=dict)
+    buckets: tuple[Bucket, ...] = ()
     llvm_ir: str = field(repr=False, default="")
     relax: str = field(repr=False, default="")
 
@@ -95,7 +105,7 @@ class Program:
     def kernels(self) -> tuple[Kernel, ...]:
         """The distinct kernels, in order of first use."""
         seen: dict[str, Kernel] = {}
-        for step in self.steps:
+        for step in (*self.steps, *(step for bucket in self.buckets for step in bucket.steps)):
             if isinstance(step, Step):
                 seen.setdefault(step.kernel.symbol, step.kernel)
         return tuple(seen.values())

@@ -153,6 +153,36 @@ def test_a_bind_that_cannot_be_read_is_refused(
     refused(ingot("check", pair_so, "--bind", "k=1"), "a library has its interface already")
 
 
+# ---------------------------------------------------------------------------------------------------------- buckets
+
+
+def test_one_library_for_several_shapes(ingot: Ingot, refused: Refused, tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    so = tmp_path / "m.so"
+    result = ingot("compile", tiny_model, "--shape", "x={1, 3}x3x8x8", "-o", so)
+    assert result.exit_code == 0, result.output
+    assert "also takes  [1, 3, 8, 8]" in ingot("inspect", so).stdout
+    verified = ingot("verify", so, tiny_model)
+    assert verified.exit_code == 0, verified.output
+    assert "of 2 shapes" in verified.stdout and "4 of 4" in verified.stdout
+    header = ingot("compile", tiny_model, "--shape", "x={1,3},3,8,8", "--emit", "c-header", "-o", "-").stdout
+    assert "also takes inputs of the shapes [1, 3, 8, 8]" in header
+    assert ingot("check", tiny_model, "--shape", "x={1,3},3,8,8").exit_code == 0
+    refused(ingot("tune", tiny_model, "--shape", "x={1,3},3,8,8"), "a --shape cannot be read")
+
+
+@pytest.mark.parametrize("text", ["2x3x8x8", "2,3,8,8", "2x3,8x8", " 2 , 3,8,8"])
+def test_both_separators_of_a_shape(ingot: Ingot, tiny_model: Path, text: str) -> None:
+    assert "input x: float32[2, 3, 8, 8]" in ingot("check", tiny_model, "--shape", f"x={text}").stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "{}", "1,", ",1", "{1,}x3", "{1x3}", "1x{2", "1..4x3", "-1", "1 2", "9" * 30]
+)
+def test_shapes_that_cannot_be_read(ingot: Ingot, refused: Refused, tiny_model: Path, text: str) -> None:
+    refused(ingot("compile", tiny_model, "--shape", f"x={text}"), "a --shape cannot be read")
+
+
 # ------------------------------------------------------------------------------------------------------------ state
 
 

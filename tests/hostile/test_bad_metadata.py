@@ -35,7 +35,7 @@ def notes() -> dict[str, bytes]:
     meta = metadata_of(library())
     good = encode(meta)
     tensor = meta["inputs"][0]
-    output = meta["outputs"][0]
+    output, shapes = meta["outputs"][0], [t["shape"] for t in meta["outputs"]]
     bound = {"name": "k", "dtype": "int64", "shape": [1], "position": 0, "values": [1], "sha256": ""}
     state = {"input": "h", "output": "i", "dtype": "int8", "shape": [1], "initial": 0}
     state |= {"input_position": 0, "output_position": 0}
@@ -80,6 +80,9 @@ def notes() -> dict[str, bytes]:
         "a bound value without a place": note(meta, bound=[{k: v for k, v in bound.items() if k != "position"}]),
         "a count along no axis": note(meta, outputs=[{**output, "counted": len(output["shape"])}]),
         "an output without a count": note(meta, outputs=[{k: v for k, v in output.items() if k != "counted"}]),
+        "a bucket of fewer inputs": note(meta, shapes=[{"inputs": [[1, 2]], "outputs": shapes}]),
+        "a bucket of another rank": note(meta, shapes=[{"inputs": [[1], [3]], "outputs": shapes}]),
+        "a bucket without end": note(meta, shapes=[{"inputs": [[1 << 40, 1 << 40], [3]], "outputs": shapes}]),
         "no states": encode({key: value for key, value in meta.items() if key != "states"}),
         "a state before the weights": note(meta, states=[{**state, "initial": -1}]),
         "a state without a shape": note(meta, states=[{k: v for k, v in state.items() if k != "shape"}]),
@@ -103,6 +106,7 @@ ONLY_PYTHON = (
     *("scales of one, zero points of none", "no scales", "scale without end", "zero point without end"),
     *("no bound inputs", "a bound value as text", "a bound value without a place"),
     *("a count along no axis", "an output without a count"),
+    *("a bucket of fewer inputs", "a bucket of another rank", "a bucket without end"),
     *("no states", "a state before the weights", "a state without a shape"),
 )
 

@@ -29,6 +29,32 @@ static int adds_up(const ingot_api *api, ingot_model *model, float times) {
     return 1;
 }
 
+/* The model also takes x of two elements, and of no other number. */
+static void other_shapes(const ingot_api *api, ingot_model *model) {
+    static const int64_t two[] = {2}, four[] = {4};
+    int64_t sizes[INGOT_MAX_NDIM] = {-1};
+    float x[4] = {5, 0.5f, 0, 0}, y[2], z[2];
+    ingot_tensor in = {x, 2 * sizeof *x, INGOT_FLOAT32, 1, two, INGOT_CPU, 0};
+    ingot_tensor out[] = {{y, sizeof y, INGOT_FLOAT32, 1, two, INGOT_CPU, 0},
+                          {z, sizeof z, INGOT_FLOAT32, 1, two, INGOT_CPU, 0}};
+    ingot_model *own;
+    CHECK(api->create(NULL, &own) == INGOT_OK);
+    CHECK(api->run(own, &in, 1, out, 2) == INGOT_OK && y[0] == 15 && y[1] == 20.5f && z[0] == 5 && z[1] == 0);
+    CHECK(api->output_shape(own, 0, sizes) == INGOT_OK && sizes[0] == 2);
+    CHECK(api->output_shape(own, 1, sizes) == INGOT_OK && sizes[0] == 1);
+    CHECK(api->destroy(own) == INGOT_OK);
+    out[0].shape = shape; /* of the other bucket */
+    CHECK(api->run(model, &in, 1, out, 2) == INGOT_ERR_SHAPE && strstr(api->last_error(model), "output 'y'"));
+    in.shape = four, in.bytes = sizeof x;
+    CHECK(api->run(model, &in, 1, out, 2) == INGOT_ERR_SHAPE);
+    CHECK(strstr(api->last_error(model), "none of the compiled shapes: x [2]; x [3]"));
+    in.shape = NULL;
+    CHECK(api->run(model, &in, 1, out, 2) == INGOT_ERR_SHAPE);
+    in.ndim = -1;
+    CHECK(api->run(model, &in, 1, out, 2) == INGOT_ERR_SHAPE);
+    CHECK(api->run(model, &in, 2, out, 2) == INGOT_ERR_COUNT);
+}
+
 int main(void) {
     const ingot_api *api = ingot_sum_api();
     const ingot_model_info *info;
@@ -55,6 +81,7 @@ int main(void) {
     CHECK(api->output_shape(a, 0, NULL) == INGOT_ERR_NULL && api->output_shape(NULL, 0, sizes) == INGOT_ERR_NULL);
     CHECK(adds_up(api, b, 1)); /* each instance has its own */
     CHECK(api->run(a, NULL, 1, NULL, 2) == INGOT_ERR_NULL);
+    other_shapes(api, a);
     CHECK(adds_up(api, a, 4)); /* a refused run changes nothing */
     CHECK(api->reset(NULL) == INGOT_ERR_NULL && api->reset(a) == INGOT_OK);
     CHECK(adds_up(api, a, 1) && adds_up(api, a, 2));

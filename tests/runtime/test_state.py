@@ -11,11 +11,11 @@ import pytest
 
 from handmade import HOST, compile_c
 from ingot import load
-from ingot.errors import CompilerError
+from ingot.errors import CompilerError, InputError
 from ingot.frontend.interface import Counted, Imported, StateTensor, TensorSpec
 from ingot.packager.artifact import Artifact, package
 from ingot.packager.selftest import SelfTest, random_inputs, store
-from ingot.program import BufferRef, Kernel, Param, Program, Step
+from ingot.program import Bucket, BufferRef, Kernel, Param, Program, Step
 from ingot.target import load_target
 
 HERE = Path(__file__).resolve().parent
@@ -25,11 +25,20 @@ KERNELS_C = """
 void ingot_sum_add(const float *s, const float *x, float *y, float *t, int32_t begin, int32_t end) {
     for (int32_t i = begin; i < end; i++) t[i] = y[i] = s[i] + x[i];
 }
+void ingot_sum_add_two(const float *s, const float *x, float *y, float *t, int32_t begin, int32_t end) {
+    for (int32_t i = begin; i < end; i++) t[i] = y[i] = s[i] + x[i];
+}
 void ingot_sum_pick(const float *x, float *z, int64_t *count, int32_t begin, int32_t end) {
     (void)begin, (void)end;
     count[0] = 0;
     for (int32_t i = 0; i < 3; i++) z[i] = 0;
     for (int32_t i = 0; i < 3; i++)
+        if (x[i] > 1) z[count[0]++] = x[i];
+}
+void ingot_sum_pick_two(const float *x, float *z, int64_t *count, int32_t begin, int32_t end) {
+    (void)begin, (void)end;
+    count[0] = z[0] = z[1] = 0;
+    for (int32_t i = 0; i < 2; i++)
         if (x[i] > 1) z[count[0]++] = x[i];
 }
 """
@@ -45,7 +54,14 @@ def parts(initial: np.ndarray = FIRST) -> tuple[Program, Imported, SelfTest]:
     refs += (BufferRef("output", 0, 0, 12), BufferRef("state", 1, 0, 12))
     pick = Kernel("ingot_sum_pick", (read, write, Param("int64", readonly=False)), 1)
     picked = (BufferRef("input", 0, 0, 12), BufferRef("output", 1, 0, 12), BufferRef("state", 1, 64, 8))
+    # For x of two elements the state still has three, the last of which stays as it is in the other half.
+    two_refs = (BufferRef("state", 0, 0, 8), BufferRef("input", 0, 0, 8))
+    two_refs += (BufferRef("output", 0, 0, 8), BufferRef("state", 1, 0, 8))
+    two = Step(Kernel("ingot_sum_add_two", kernel.params, 2), two_refs, "Add")
+    two_picked = (BufferRef("input", 0, 0, 8), BufferRef("output", 1, 0, 8), BufferRef("state", 1, 64, 8))
+    pick_two = Step(replace(pick, symbol="ingot_sum_pick_two"), two_picked, "Compress")
     program = Program(
+        buckets=(Bucket((two, pick_two), ((2,),), ((2,), (2,))),),
         steps=(Step(kernel, refs, "Add"), Step(pick, picked, "Compress")),
         objects=(compile_c(KERNELS_C, load_target(HOST).zig_triple, load_target(HOST).baseline()),),
         weights=bytes(64) + initial.tobytes() + bytes(116) if initial.any() else b"",
@@ -110,6 +126,15 @@ def test_state_from_python(initial: np.ndarray, tmp_path: Path) -> None:
         mine = np.full(3, 7, np.float32)
         np.testing.assert_array_equal(model.run({"x": x}, {"z": mine})["z"], [2, 3])
         np.testing.assert_array_equal(mine, [2, 3, 0])
+        model.reset()
+        small = model(x[:2])
+        np.testing.assert_array_equal(small[0], initial[:2] + x[:2])
+        assert small[1].tolist() == [2]
+        for wrong in (x[:1], np.zeros((1, 3), np.float32), np.zeros(4, np.float32)):
+            with pytest.raises(InputError, match=r"x \[2\]; x \[3\]"):
+                model(wrong)
+        with pytest.raises(InputError, match="dtype"):
+            model(x[:2].astype(np.float64))
         model.reset()
         np.testing.assert_array_equal(model(x)[0], initial + x)
         assert model.selftest() == 0

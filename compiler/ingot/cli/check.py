@@ -61,12 +61,13 @@ def command(
     return _check_model(file, parse_shapes(shapes), parse_binds(binds), parse_states(states))
 
 
-def _check_model(path: Path, shape: dict[str, tuple[int, ...]], bind: dict[str, Any], state: dict[str, Any]) -> int:
+def _check_model(path: Path, shape: dict[str, tuple[Any, ...]], bind: dict[str, Any], state: dict[str, Any]) -> int:
     """Import the model; what is unsupported is raised with all operators and nodes."""
     from ingot.cli.console import clean, console
     from ingot.frontend import import_model
+    from ingot.frontend.shapes import expand_buckets
 
-    imported = import_model(path, shape, bind, state)
+    imported = [import_model(path, shapes, bind, state) for shapes in expand_buckets(shape)][-1]
     out = console()
     out.print(f"yes, {clean(path)} can be compiled", style="green", soft_wrap=True)
     for side, specs in (("input", imported.user_inputs), ("output", imported.user_outputs)):

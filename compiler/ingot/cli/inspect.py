@@ -159,6 +159,7 @@ def _show_library(facts: dict[str, Any]) -> None:
         ("work", f"{number(meta['macs'])} multiply-adds"),
         ("precision", precision_words(meta)),
         ("selftest", "stored" if meta["selftest"] else "none"),
+        *(("also takes", ", ".join(map(str, bucket["inputs"]))) for bucket in meta["shapes"]),
         *(("bound", _bound(entry)) for entry in meta["bound"]),
         *(("state", f"{e['input']} = {e['output']} {e['dtype']}{e['shape']}") for e in meta["states"]),
         ("exports", ", ".join(facts["exported"])),

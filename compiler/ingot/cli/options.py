@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ shape_option = click.option(
     "shapes",
     multiple=True,
     metavar="NAME=D,D,...",
-    help="Shape of an input whose dimensions the model leaves open, like x=1,3,224,224. Repeatable.",
+    help="Shape of an input whose dimensions the model leaves open, like x=1,3,224,224 or ids=1x{16,64} for buckets.",
 )
 bind_option = click.option(
     "--bind",
@@ -41,25 +42,51 @@ seed_option = click.option(
 )
 
 
-def parse_shapes(values: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Read `--shape` values to shapes by input name. Raises OptionError for one that cannot be read."""
-    shapes: dict[str, tuple[int, ...]] = {}
+#: A dimension, or sizes of it for several buckets. Longer numbers are no dimensions, and Python refuses to read numbers
+#: of thousands of digits.
+_SIZE = re.compile(r"\s*(?:(\d{1,18})|\{\s*(\d{1,18}(?:\s*,\s*\d{1,18})*)\s*\})\s*", re.ASCII)
+
+
+def parse_shapes(values: Sequence[str], *, buckets: bool = True) -> dict[str, tuple[Any, ...]]:
+    """Read `--shape` values to shapes by input name; a dimension is a number or, with `buckets`, a list of them.
+
+    Raises OptionError for one that cannot be read.
+    """
+    shapes: dict[str, tuple[Any, ...]] = {}
     for value in values:
         name, equals, text = value.rpartition("=")
-        words = [word.strip() for word in text.split(",")]
-        # Longer numbers are no dimensions, and Python refuses to read numbers of thousands of digits.
-        if not equals or not name or not all(w.isascii() and w.isdecimal() and len(w) < 19 for w in words):
+        sizes = _read_sizes(text) if equals and name else None
+        if sizes is None or (not buckets and any(isinstance(size, list) for size in sizes)):
+            example = "NAME=D,D,... or NAME=DxD... with whole numbers"
             raise OptionError(
                 "a --shape cannot be read",
                 where="--shape",
                 found=repr(value[:80]),
-                allowed="NAME=D,D,... with whole numbers",
+                allowed=example + ("; {D,D} for several sizes of a dimension" if buckets else ""),
                 hint="for example: --shape x=1,3,224,224",
             )
         if name in shapes:
             raise OptionError("a --shape is given twice for one input", where="--shape", found=repr(name[:80]))
-        shapes[name] = tuple(int(word) for word in words)
+        shapes[name] = tuple(sizes)
     return shapes
+
+
+def _read_sizes(text: str) -> list[int | list[int]] | None:
+    """The dimensions in a text like 1x3,{16,32}; None if it holds something else."""
+    sizes: list[int | list[int]] = []
+    at = 0
+    while True:
+        found = _SIZE.match(text, at)
+        if found is None:
+            return None
+        number, several = found.groups()
+        sizes.append(int(number) if number else [int(word) for word in several.split(",")])
+        at = found.end()
+        if at == len(text):
+            return sizes
+        if text[at] not in ",x":
+            return None
+        at += 1
 
 
 def parse_binds(values: Sequence[str]) -> dict[str, Any]:

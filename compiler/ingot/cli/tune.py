@@ -83,7 +83,7 @@ def command(
         raise OptionError("--cluster and --builders do not go together", hint="leave one of them out")
     if log.exists() and not log.is_dir():
         raise OptionError("the tuning logs need a folder", where="--log", found=f"{log}, a file", allowed="a folder")
-    shape = parse_shapes(shapes)
+    shape = parse_shapes(shapes, buckets=False)
     if minutes is None and trials is None:
         minutes = DEFAULT_MINUTES
 

@@ -103,7 +103,8 @@ def command(
 
     Ends with 1 if an output is outside the tolerance. A library for another architecture runs with --on qemu.
     Values that were bound when it was compiled are taken from the library; large ones have to be given again.
-    A model that keeps state runs all samples in a row, from its first state.
+    A model that keeps state runs all samples in a row, from its first state. One that was compiled for several shapes
+    runs random inputs of each.
 
     \b
       ingot verify model.so model.onnx
@@ -121,7 +122,8 @@ def command(
     out = console()
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(_runner(library, meta, place, threads))
-        count, samples = stack.enter_context(_samples(inputs, data, seed))
+        buckets = [] if place == "qemu" else meta["shapes"]
+        count, samples = stack.enter_context(_samples(inputs, buckets, data, seed))
         judge = stack.enter_context(_Judge(model, source_format))
         for feeds, found in run(samples):
             every = judge.outputs(source_inputs(feeds, [*bound, *states]))
@@ -137,6 +139,7 @@ def command(
                 score.add(a, b)
     where = "here" if place == "here" else f"under qemu ({meta['target']['cpu']})"
     what = f"{count} sample{'' if count == 1 else 's'} of {clean(data)}" if data else f"random inputs (seed {seed})"
+    what += f" of {count} shapes" if not data and count > 1 else ""
     out.print(f"{clean(library)} {where}, next to {judge.engine} on {clean(model)}, {what}", soft_wrap=True)
     return 0 if _show(scores, tolerance) else 1
 
@@ -276,14 +279,15 @@ def _target_of(meta: dict[str, Any]) -> Target:
 
 @contextlib.contextmanager
 def _samples(
-    inputs: Sequence[TensorSpec], data: Path | None, seed: int
+    inputs: Sequence[TensorSpec], buckets: Sequence[dict[str, Any]], data: Path | None, seed: int
 ) -> Iterator[tuple[int, Iterator[dict[str, Array]]]]:
     """How many samples there are, and these: seeded random ones, or those of a file, read one at a time."""
     from ingot.arrays import Archive, kind_of
     from ingot.cli.peers import random_feeds
 
     if data is None:
-        yield 1, iter([random_feeds(inputs, seed)])
+        sets = [*(_in_shapes(inputs, bucket["inputs"]) for bucket in buckets), inputs]
+        yield len(sets), iter([random_feeds(specs, seed) for specs in sets])
         return
     if kind_of(data) != "npz":
         raise InputError("--data is not an .npz file", where=str(data), allowed="a file of np.savez")
@@ -301,6 +305,16 @@ def _samples(
         yield counts.pop() if counts else 1, (dict(zip(each, row, strict=True)) for row in rows)
 
 
+def _in_shapes(specs: Sequence[TensorSpec], shapes: Sequence[Sequence[int]]) -> list[TensorSpec]:
+    """The inputs in the shapes of a bucket."""
+    from ingot.runtime.loader import TensorSpec
+
+    return [
+        TensorSpec({"name": spec.name, "dtype": spec.type, "shape": shape, "quantization": spec.quantization})
+        for spec, shape in zip(specs, shapes, strict=True)
+    ]
+
+
 class _Judge:
     """The best engine that is installed and takes the model, started with the first sample."""
 
@@ -308,6 +322,7 @@ class _Judge:
         self.engine = ""
         self._model, self._format = model, source_format
         self._peer: Peer | None = None
+        self._shapes: list[tuple[int, ...]] = []
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> _Judge:
@@ -320,8 +335,10 @@ class _Judge:
 
     def outputs(self, feeds: dict[str, Array]) -> list[Array]:
         """The engine's outputs. Raises what the best engine raised, where none can judge the model."""
-        if self._peer is None:
-            self._peer = self._start(feeds)
+        shapes = [array.shape for array in feeds.values()]
+        if self._peer is None or shapes != self._shapes:  # an engine loads a model for one set of shapes
+            self._stack.close()
+            self._peer, self._shapes = self._start(feeds), shapes
         else:
             self._peer.feed(feeds)
         return self._peer.outputs()

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from ingot.errors import ShapeError
 
 Dim = int | str | None  # fixed, named (equal names are equal sizes), or unknown
+Size = int | Sequence[int]  # of a dimension; several stand for buckets
 _MAX_DIM = 2**31 - 1
+#: Sets of input shapes in one library.
+MAX_BUCKETS = 16
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,35 @@ def resolve_shapes(
             hint="give " + " ".join(_example(item) for item in unknown) + " with sizes of your choice",
         )
     return resolved, tuple(notices), sizes
+
+
+def expand_buckets(given: Mapping[str, Sequence[Size]] | None) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes of each bucket: a dimension may be a list of sizes, the first for the first bucket, and so on.
+
+    Raises ShapeError for a list of no sizes, and for lists of different lengths.
+    """
+    lists = [
+        (name, axis, list(size))
+        for name, shape in (given or {}).items()
+        if isinstance(shape, Sequence) and not isinstance(shape, (str, bytes))
+        for axis, size in enumerate(shape)
+        if isinstance(size, (list, tuple))
+    ]
+    counts = {len(sizes) for _, _, sizes in lists}
+    if not lists:
+        return [dict(given or {})]  # type: ignore[arg-type] # no dimension is a list
+    if len(counts) > 1 or not 1 <= min(counts) <= MAX_BUCKETS:
+        raise ShapeError(
+            "the lists of sizes have different lengths, or too many or no sizes",
+            where="; ".join(f"dimension {axis} of {name!r}" for name, axis, _ in lists),
+            found=", ".join(str(len(sizes)) for _, _, sizes in lists),
+            allowed=f"1 to {MAX_BUCKETS}, the same number for all",
+        )
+
+    def chosen(shape: Sequence[Size], number: int) -> tuple[int, ...]:
+        return tuple(size[number] if isinstance(size, (list, tuple)) else size for size in shape)  # type: ignore[misc]
+
+    return [{name: chosen(shape, number) for name, shape in (given or {}).items()} for number in range(counts.pop())]
 
 
 def unknown_input(name: str, declared: Sequence[DeclaredInput], what: str) -> ShapeError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ingot.errors import CompilerError
+from ingot.packager.buckets import with_shapes
 from ingot.packager.metadata import ALIGNMENT, COMPILER, DTYPES, INSTANCE_BYTES, aligned, tensor_bytes
 from ingot.program import BufferRef, CopyStep, Kernel, Program, Step
 
@@ -51,11 +53,13 @@ def _invalid(what: str, found: str) -> CompilerError:
 class _Checker:
     """Every reference of a program lies inside its buffer, is aligned, and is written only where that is allowed."""
 
-    def __init__(self, program: Program, imported: Imported) -> None:
+    def __init__(
+        self, program: Program, imported: Imported, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
         self.program = program
         self.sizes: dict[str, Sequence[int]] = {
-            "input": [tensor_bytes(s) for s in imported.user_inputs],
-            "output": [tensor_bytes(s) for s in imported.user_outputs],
+            "input": [tensor_bytes(s) for s in inputs],
+            "output": [tensor_bytes(s) for s in outputs],
             "weight": [len(program.weights)],
             "arena": [program.arena_bytes],
             "state": [program.state_bytes] * 2,
@@ -116,7 +120,11 @@ def check_program(program: Program, imported: Imported) -> None:
     initial = program.initial_state or 0
     if program.state_bytes % ALIGNMENT or (initial and initial + program.state_bytes > len(program.weights)):
         raise _invalid("a state that lies outside its memory", f"{program.state_bytes} bytes, {initial}")
-    _Checker(program, imported).run()
+    inputs, outputs = imported.user_inputs, imported.user_outputs
+    _Checker(program, imported, inputs, outputs).run()
+    for bucket in program.buckets:
+        here = with_shapes(inputs, bucket.inputs), with_shapes(outputs, bucket.outputs)
+        _Checker(replace(program, steps=bucket.steps), imported, *here).run()
 
 
 def _pointer(ref: BufferRef, dtype: str, *, readonly: bool) -> str:
@@ -205,6 +213,62 @@ def _tensor_table(table: str, specs: Sequence[TensorSpec]) -> str:
     return "".join(arrays) + f"static const ingot_tensor_info {table}[] = {{\n{''.join(rows)}}};\n"
 
 
+def _bucket(program: Program, number: int) -> str:
+    """The steps of a bucket and the function that calls them."""
+    steps = program.buckets[number].steps
+    name = f"bucket_{number}"
+    functions = [step_source(f"{name}_step_{i}", step) for i, step in enumerate(steps) if isinstance(step, Step)]
+    forward = forward_source(replace(program, steps=steps), f"{name}_forward", f"{name}_step_")
+    return "\n" + "\n".join([*functions, forward])
+
+
+def _choice(program: Program, imported: Imported) -> str:
+    """The table of input shapes, and the function that finds the one that the caller's inputs have."""
+    inputs, outputs = imported.user_inputs, imported.user_outputs
+    names = "input_infos" if inputs else "NULL"
+    if not program.buckets:
+        return f"""\
+#define RT_SIZES ""
+static const rt_bucket rt_buckets[] = {{{{{names}, output_infos, rt_forward}}}};
+#define rt_choose(inputs, count) (&rt_buckets[0])
+"""
+    tables, rows, sizes = [], [], []
+    for number, bucket in enumerate(program.buckets):
+        name = f"bucket_{number}"
+        tables.append(_tensor_table(f"{name}_inputs", with_shapes(inputs, bucket.inputs)))
+        tables.append(_tensor_table(f"{name}_outputs", with_shapes(outputs, bucket.outputs)))
+        rows.append(f"    {{{name}_inputs, {name}_outputs, {name}_forward}},\n")
+        sizes.append(bucket.inputs)
+    sizes.append(tuple(spec.shape for spec in inputs))
+    text = "; ".join(
+        ", ".join(f"{spec.name} [{','.join(map(str, shape))}]" for spec, shape in zip(inputs, shapes, strict=True))
+        for shapes in sizes
+    )
+    return f"""\
+{"".join(tables)}
+#define RT_SIZES {c_string(f"the inputs have none of the compiled shapes: {text}")}
+static const rt_bucket rt_buckets[] = {{
+{"".join(rows)}    {{{names}, output_infos, rt_forward}},
+}};
+
+/* The bucket of the inputs' shapes; null if there is none. What else is wrong with them is found later. */
+static const rt_bucket *rt_choose(const ingot_tensor *inputs, int32_t count) {{
+    enum {{ BUCKETS = sizeof rt_buckets / sizeof rt_buckets[0] }};
+    if (count != RT_INPUTS || !inputs) return &rt_buckets[BUCKETS - 1];
+    for (int32_t b = 0; b < BUCKETS; b++) {{
+        bool same = true;
+        for (int32_t i = 0; i < count && same; i++) {{
+            const ingot_tensor_info *info = &rt_buckets[b].inputs[i];
+            same = inputs[i].ndim == info->ndim && (inputs[i].shape || !info->ndim);
+            for (int32_t d = 0; d < info->ndim && same; d++) same = inputs[i].shape[d] == info->shape[d];
+        }}
+        if (same) return &rt_buckets[b];
+    }}
+    return NULL;
+}}
+"""
+
+
 def entry_c(program: Program, imported: Imported, target: Target, precision: str, selftest: SelfTest | None) -> str:
     """The C source of one model. It includes the runtime, so that this file is the artifact's one translation unit."""
     prefix = symbol_prefix(imported.name)
@@ -231,6 +295,7 @@ def entry_c(program: Program, imported: Imported, target: Target, precision: str
         for item in imported.counts
     )
     steps = "\n".join(step_source(f"step_{i}", step) for i, step in enumerate(program.steps) if isinstance(step, Step))
+    buckets = "".join(_bucket(program, number) for number in range(len(program.buckets)))
     return f"""\
 /* {c_comment(imported.name)}: generated by {COMPILER} for {c_comment(target.name)} ({c_comment(target.triple)}, \
 {c_comment(target.cpu)}).
@@ -257,10 +322,11 @@ extern const uint8_t *const {prefix}weights;
 /* ---- steps ---- */
 
 {steps}
-{forward_source(program)}
+{forward_source(program)}{buckets}
 /* ---- what the model expects and gives ---- */
 
 {_tensor_table("input_infos", imported.user_inputs)}{_tensor_table("output_infos", imported.user_outputs)}
+{_choice(program, imported)}
 static const rt_count rt_counts[] = {{{counts_table}{{-1, 0, 0}}}}; /* output, axis, offset in the state */
 
 static const ingot_model_info rt_info = {{

@@ -25,6 +25,14 @@ def _rows(kind: str, specs: Sequence[TensorSpec], counted: Mapping[int, int] | N
     return "".join(rows)
 
 
+def _buckets(program: Program) -> str:
+    rows = []
+    for bucket in program.buckets:
+        shapes = ", ".join(str(list(shape)) for shape in bucket.inputs)
+        rows.append(f" *   also takes inputs of the shapes {shapes}\n")
+    return "".join(rows)
+
+
 def _states(imported: Imported) -> str:
     pairs = [(imported.inputs[kept.input], imported.outputs[kept.output]) for kept in imported.states]
     return "".join(
@@ -37,11 +45,13 @@ def _states(imported: Imported) -> str:
 def model_h(program: Program, imported: Imported, target: Target) -> str:
     """The text of model.h. It can stand beside the headers of other models: each contains ingot.h under its guard."""
     counted = {imported.user_output_places.index(item.output): item.axis for item in imported.counts}
+    rows = _rows("input", imported.user_inputs) + _rows("output", imported.user_outputs, counted)
+    rows += _states(imported) + _buckets(program)
     upper = f"INGOT_{imported.name.upper()}"
     return f"""\
 /* {c_comment(imported.name)}: compiled by {COMPILER} for {c_comment(target.name)} ({c_comment(target.triple)}).
  *
-{_rows("input", imported.user_inputs)}{_rows("output", imported.user_outputs, counted)}{_states(imported)} */
+{rows} */
 #ifndef {upper}_H
 #define {upper}_H
 

@@ -156,6 +156,9 @@ def build_metadata(
         },
         "inputs": [_tensor(spec) for spec in imported.user_inputs],
         "outputs": [_tensor(spec) | {"counted": axes.get(i)} for i, spec in enumerate(imported.user_outputs)],
+        "shapes": [
+            {"inputs": list(map(list, b.inputs)), "outputs": list(map(list, b.outputs))} for b in program.buckets
+        ],
         "bound": [_bound(bound) for bound in imported.bound],
         "states": [_state(kept, imported, program) for kept in imported.states],
         "state_bytes": program.state_bytes,

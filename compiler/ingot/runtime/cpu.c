@@ -60,19 +60,18 @@ static ingot_status rt_check_cpu(char *error, size_t error_size) {
  * cpu.max, where QUOTA may be "max"; else two files, with -1 for no limit. */
 static int64_t rt_quota_of(const char *folder, size_t length, bool v2) {
     char path[1200], text[64];
-    int64_t quota, period;
     char *end;
     if (length + 32 > sizeof path) return 0;
     memcpy(path, folder, length);
     strcpy(path + length, v2 ? "/cpu.max" : "/cpu.cfs_quota_us");
     if (!rt_read_file(path, text, sizeof text)) return 0;
-    quota = strtoll(text, &end, 10);
+    const int64_t quota = strtoll(text, &end, 10);
     if (!v2) {
         strcpy(path + length, "/cpu.cfs_period_us");
         if (!rt_read_file(path, text, sizeof text)) return 0;
         end = text;
     }
-    period = strtoll(end, NULL, 10);
+    const int64_t period = strtoll(end, NULL, 10);
     return quota > 0 && period > 0 ? quota / period + (quota % period != 0) : 0;
 }
 
@@ -89,12 +88,10 @@ static int64_t rt_cgroup_limit(const char *self, const char *mount) {
         char *path = controllers ? strchr(controllers + 1, ':') : NULL;
         if (path) {
             *path++ = '\0'; /* "0::/path" is version 2, "4:cpu,cpuacct:/path" version 1 */
-            bool v2 = controllers[1] == '\0';
-            bool cpu = false;
+            bool v2 = controllers[1] == '\0', cpu = false;
             for (char *name = controllers + 1; !v2 && *name; name += strcspn(name, ",") + (strchr(name, ',') != NULL))
                 cpu |= strcspn(name, ",") == 3 && !memcmp(name, "cpu", 3);
-            size_t root = strlen(mount) + (v2 ? 0 : 4);
-            size_t length = root + strlen(path);
+            size_t root = strlen(mount) + (v2 ? 0 : 4), length = root + strlen(path);
             if ((v2 || cpu) && length + 1 < sizeof folder) {
                 strcpy(folder, mount);
                 strcat(folder, v2 ? "" : "/cpu");
@@ -115,9 +112,8 @@ static int64_t rt_cgroup_limit(const char *self, const char *mount) {
 
 /* The CPUs this process may run on. */
 static int32_t rt_affinity_count(void) {
-    unsigned long mask[128]; /* 8,192 CPUs: with a smaller mask than the kernel's the call fails */
+    unsigned long mask[128] = {0}; /* 8,192 CPUs: with a smaller mask than the kernel's the call fails */
     int32_t count = 0;
-    memset(mask, 0, sizeof mask);
     if (sched_getaffinity(0, sizeof mask, (cpu_set_t *)(void *)mask) != 0) return 1;
     for (size_t i = 0; i < sizeof mask / sizeof mask[0]; i++)
         for (unsigned long bits = mask[i]; bits; bits &= bits - 1) count++;

@@ -68,7 +68,8 @@ typedef struct ingot_tensor {
     int32_t reserved;     /* 0 */
 } ingot_tensor;
 
-/* What the model expects or gives; lives as long as the artifact is loaded. */
+/* What the model expects or gives; lives as long as the artifact is loaded. A model that was compiled for several input
+ * shapes shows the largest one here, and takes all of them. */
 typedef struct ingot_tensor_info {
     const char *name;     /* as in the source model */
     int32_t dtype;

@@ -290,6 +290,7 @@ _SCHEMA: dict[str, Any] = {
     "source": {"format": _is_word, "sha256": _is_word, "peak_bytes": _is_size},
     "inputs": [_TENSOR],
     "outputs": [{**_TENSOR, "counted": _is_maybe_size}],
+    "shapes": [{"inputs": [[_is_size]], "outputs": [[_is_size]]}],
     "bound": [{"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers}],
     "states": [{**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size, **_SWITCHES}],
 }
@@ -331,6 +332,10 @@ def _conform_tensors(tensors: list[Any], side: str) -> None:
         raise ValueError(f"two {side} have the same name")
 
 
+def _reshaped(tensors: list[Any], shapes: list[Any]) -> list[Any]:
+    return [{**tensor, "shape": shape} for tensor, shape in zip(tensors, shapes)]
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a key appears twice")
@@ -357,6 +362,12 @@ def _metadata(file: _File) -> dict[str, Any]:
         _conform(meta, _SCHEMA, "metadata")
         _conform_tensors(meta["inputs"], "inputs")
         _conform_tensors(meta["outputs"], "outputs")
+        for bucket in meta["shapes"]:
+            for side in ("inputs", "outputs"):
+                ranks = [len(shape) for shape in bucket[side]]
+                if ranks != [len(t["shape"]) for t in meta[side]]:
+                    raise ValueError(f"a bucket's {side} are not those of the model")
+                _conform_tensors(_reshaped(meta[side], bucket[side]), side)
         name, arch = meta["name"], meta["target"]["arch"]
         if not (name.isascii() and name.isidentifier() and name == name.lower()):
             raise ValueError(f"{_short(name)} is not a model name")
@@ -701,6 +712,17 @@ class TensorSpec:
         return _Tensor(None, self.nbytes, self._code, len(self.shape), dims, 0, 0)
 
 
+class _Shapes:
+    """Inputs and outputs in one set of shapes, and the arrays of `ingot_tensor` that a call fills in."""
+
+    def __init__(self, inputs: Any, outputs: Any) -> None:  # noqa: ANN401 - iterables of TensorSpec
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.given = (_Tensor * len(self.inputs))(*(s._tensor() for s in self.inputs))
+        self.results = (_Tensor * len(self.outputs))(*(s._tensor() for s in self.outputs))
+        # Elements of a ctypes array are views, made at each access: made once here, a call is cheaper.
+        self.slots = [*self.given, *self.results]
+
+
 class Model:
     """An instance of a compiled model; `load` makes it.
 
@@ -711,7 +733,8 @@ class Model:
     list, a torch tensor) goes through `np.asarray` and must then fit as exactly. Arrays that are not contiguous or
     not aligned are copied. bfloat16 goes in as uint16 (raw bits) or ml_dtypes.bfloat16, and comes out as uint16.
     Results are new arrays, aligned to 64 bytes, which no later call overwrites. Where the metadata names a `counted`
-    axis, the output's shape is the largest one, and results are cut to the size they have.
+    axis, the output's shape is the largest one, and results are cut to the size they have. A model compiled for several
+    shapes shows the largest one in `inputs` and `outputs`, and takes all that its metadata lists.
     """
 
     def __init__(self, library: ctypes.CDLL, metadata: dict[str, Any], path: str, threads: int) -> None:
@@ -724,10 +747,11 @@ class Model:
         counted = [(i, t["counted"]) for i, t in enumerate(metadata["outputs"])]
         self._counted = [(i, axis) for i, axis in counted if axis is not None]
         self._api = self._bind(library)
-        self._in = (_Tensor * len(self.inputs))(*(s._tensor() for s in self.inputs))
-        self._out = (_Tensor * len(self.outputs))(*(s._tensor() for s in self.outputs))
-        # Elements of a ctypes array are views, made at each access: made once here, a call is cheaper.
-        self._slots = [*self._in, *self._out]
+        self._main = _Shapes(self.inputs, self.outputs)
+        self._others = [
+            _Shapes(*(map(TensorSpec, _reshaped(metadata[side], bucket[side])) for side in ("inputs", "outputs")))
+            for bucket in metadata["shapes"]
+        ]
         handle, text = _HANDLE(), ctypes.create_string_buffer(512)
         options = _Options(ctypes.sizeof(_Options), threads, None, 0, ctypes.addressof(text), len(text))
         status = self._api.create(ctypes.byref(options), ctypes.byref(handle))
@@ -882,14 +906,22 @@ class Model:
         return array
 
     def _execute(self, values: Sequence[Any], targets: Sequence[Any] | None) -> list[Array]:
-        arrays, addresses = [], []
-        for spec, value in zip(self.inputs, values):
+        arrays, addresses, shapes = [], [], self._main
+        if self._others:
+            found = [np.shape(value) for value in values]
+            every = [*self._others, self._main]
+            fitting = [s for s in every if found == [spec.shape for spec in s.inputs]]
+            if not fitting:
+                allowed = "; ".join(", ".join(f"{spec.name} {list(spec.shape)}" for spec in s.inputs) for s in every)
+                self._refuse("the inputs have none of the compiled shapes", ", ".join(map(str, found)), allowed)
+            shapes = fitting[0]
+        for spec, value in zip(shapes.inputs, values):
             if not (type(value) is np.ndarray and value.dtype == spec.dtype and value.shape == spec.shape):
                 value = self._fit(spec, value, "input")
             flags = value.flags
             arrays.append(value if flags.c_contiguous and flags.aligned else value.copy(order="C"))
             addresses.append(arrays[-1].__array_interface__["data"][0])
-        for i, spec in enumerate(self.outputs):
+        for i, spec in enumerate(shapes.outputs):
             if targets is not None and targets[i] is not None:
                 arrays.append(self._fit(spec, targets[i], "output"))
                 addresses.append(arrays[-1].__array_interface__["data"][0])
@@ -900,9 +932,9 @@ class Model:
                 addresses.append(start + -start % 64)
         with self._lock:
             handle = self._open()
-            for slot, address in zip(self._slots, addresses):
+            for slot, address in zip(shapes.slots, addresses):
                 slot.data = address
-            status = self._api.run(handle, self._in, len(self.inputs), self._out, len(self.outputs))
+            status = self._api.run(handle, shapes.given, len(self.inputs), shapes.results, len(self.outputs))
             for i, axis in [] if status else self._counted:
                 dims = (ctypes.c_int64 * MAX_NDIM)()
                 self._api.output_shape(handle, i, dims)

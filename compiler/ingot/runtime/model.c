@@ -8,6 +8,7 @@ struct ingot_model {
     atomic_int owner;           /* the process that is inside a call on this instance, or 0 */
     bool allocated;             /* create allocated the block: destroy frees it */
     int32_t half;               /* which half of the state the latest run has left */
+    const rt_bucket *bucket;    /* the shapes of the latest run, or null */
     _Atomic(const char *) error; /* what last_error gives */
     char text[512];
 };
@@ -179,7 +180,8 @@ static ingot_status rt_output_shape(ingot_model *model, int32_t output, int64_t 
     if (output < 0 || output >= rt_info.n_outputs) {
         status = RT_FAIL(model, INGOT_ERR_COUNT, "no output %d, there are %d", (int)output, (int)rt_info.n_outputs);
     } else {
-        for (int32_t i = 0; i < rt_info.outputs[output].ndim; i++) shape[i] = rt_info.outputs[output].shape[i];
+        const ingot_tensor_info *info = model->bucket ? &model->bucket->outputs[output] : &rt_info.outputs[output];
+        for (int32_t i = 0; i < info->ndim; i++) shape[i] = info->shape[i];
         for (const rt_count *count = rt_counts; count->output >= 0; count++)
             if (count->output == output)
                 memcpy(&shape[count->axis], rt_state(model, model->half) + count->offset, sizeof *shape);
@@ -236,8 +238,10 @@ static ingot_status rt_create(const ingot_options *options, ingot_model **result
 static ingot_status rt_run_claimed(ingot_model *model, const ingot_tensor *inputs, int32_t n_inputs,
                                    const ingot_tensor *outputs, int32_t n_outputs) {
     rt_pool *pool = &model->pool;
-    ingot_status status = rt_check_tensors(model, "input", inputs, n_inputs, rt_info.inputs, rt_info.n_inputs);
-    if (!status) status = rt_check_tensors(model, "output", outputs, n_outputs, rt_info.outputs, rt_info.n_outputs);
+    const rt_bucket *bucket = rt_choose(inputs, n_inputs);
+    if (!bucket) return RT_FAIL(model, INGOT_ERR_SHAPE, "%s", RT_SIZES);
+    ingot_status status = rt_check_tensors(model, "input", inputs, n_inputs, bucket->inputs, rt_info.n_inputs);
+    if (!status) status = rt_check_tensors(model, "output", outputs, n_outputs, bucket->outputs, rt_info.n_outputs);
     if (!status) status = rt_check_overlap(model, inputs, outputs);
     if (status) return status;
     if (pool->threads > 1 && (pool->pid != getpid() || pool->started != pool->threads - 1)) {
@@ -247,8 +251,8 @@ static ingot_status rt_run_claimed(ingot_model *model, const ingot_tensor *input
     }
     const rt_frame frame = {rt_weights, (uint8_t *)model + RT_INSTANCE_BYTES,
                             {rt_state(model, model->half), rt_state(model, !model->half)}, inputs, outputs, pool};
-    rt_forward(&frame);
-    model->half = !model->half;
+    bucket->forward(&frame);
+    model->half = !model->half, model->bucket = bucket;
     return INGOT_OK;
 }
 

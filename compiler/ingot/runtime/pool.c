@@ -137,8 +137,7 @@ static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, s
     pthread_attr_t attributes;
     sigset_t all, before;
     int failure = 0;
-    pool->threads = threads;
-    pool->started = 0;
+    pool->threads = threads, pool->started = 0;
     pool->pid = getpid();
     pool->quit = false;
     if (threads < 2) return INGOT_OK;
@@ -151,8 +150,7 @@ static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, s
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int32_t i = 0; i < threads - 1 && !failure; i++) {
         rt_worker *worker = &pool->workers[i];
-        worker->pool = pool;
-        worker->index = i + 1;
+        worker->pool = pool, worker->index = i + 1;
         failure = ENOMEM;
         if (rt_gate_init(&worker->go))
             failure = pthread_create(&worker->thread, &attributes, rt_worker_main, worker);

@@ -13,7 +13,7 @@
  *   rt_info             names, shapes, target, sizes
  *   rt_counts           the outputs whose size depends on data, ended by output -1
  *   rt_weights          where the weights lie (a pointer, filled in by the dynamic loader)
- *   rt_forward          one inference: calls the steps in order
+ *   rt_choose           the rt_bucket of the caller's inputs, null if none fits, of which RT_SIZES tells
  */
 #ifndef INGOT_RT_H
 #define INGOT_RT_H
@@ -84,6 +84,9 @@ typedef struct rt_pool {
     _Alignas(RT_LINE) rt_gate done; /* its value counts the workers still busy */
     rt_worker workers[INGOT_MAX_THREADS - 1];
 } rt_pool;
+
+/* What the model expects and gives for one set of input shapes, and one inference then. */
+typedef struct rt_bucket { const ingot_tensor_info *inputs, *outputs; void (*forward)(const rt_frame *); } rt_bucket;
 
 /* An output's size along `axis` is the int64_t at `offset` in the half of the state that a run leaves. */
 typedef struct rt_count { int32_t output, axis; uint64_t offset; } rt_count;

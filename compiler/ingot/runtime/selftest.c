@@ -103,9 +103,8 @@ static double rt_deviation(const void *data, int32_t dtype, const rt_expected_ou
 static ingot_status rt_selftest(ingot_model *model, double *max_error) {
     enum { INPUTS = RT_INPUTS, TENSORS = RT_INPUTS + RT_OUTPUTS };
     ingot_tensor tensors[TENSORS + 1];
-    ingot_status status;
     double worst = 0;
-    status = rt_claim(model);
+    ingot_status status = rt_claim(model);
     if (status) return status;
     memset(tensors, 0, sizeof tensors);
     for (int32_t i = 0; i < TENSORS && !status; i++) {

@@ -78,6 +78,10 @@ static const ingot_tensor_info output_infos[] = {
     {"same", INGOT_FLOAT32, 2, output_infos_shape_2, 12804, 0, 0, NULL, NULL},
 };
 
+#define RT_SIZES ""
+static const rt_bucket rt_buckets[] = {{input_infos, output_infos, rt_forward}};
+#define rt_choose(inputs, count) (&rt_buckets[0])
+
 static const rt_count rt_counts[] = {{-1, 0, 0}}; /* output, axis, offset in the state */
 
 static const ingot_model_info rt_info = {
