@@ -133,6 +133,8 @@ def test_state_from_python(initial: np.ndarray, tmp_path: Path) -> None:
         for wrong in (x[:1], np.zeros((1, 3), np.float32), np.zeros(4, np.float32)):
             with pytest.raises(InputError, match=r"x \[2\]; x \[3\]"):
                 model(wrong)
+        with pytest.raises(InputError, match="not an array"):
+            model([[1.0], [1.0, 2.0]])
         with pytest.raises(InputError, match="dtype"):
             model(x[:2].astype(np.float64))
         model.reset()

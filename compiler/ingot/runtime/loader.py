@@ -908,7 +908,10 @@ class Model:
     def _execute(self, values: Sequence[Any], targets: Sequence[Any] | None) -> list[Array]:
         arrays, addresses, shapes = [], [], self._main
         if self._others:
-            found = [np.shape(value) for value in values]
+            try:
+                found = [tuple(np.shape(value)) for value in values]
+            except Exception as error:  # rows of different lengths, or what objects with a shape of their own raise
+                self._refuse("an input is not an array", str(error).split("\n")[0])
             every = [*self._others, self._main]
             fitting = [s for s in every if found == [spec.shape for spec in s.inputs]]
             if not fitting:
