@@ -8,7 +8,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir.schedule import ScheduleError
 
-from ingot.schedules.vector import lanes_for, registers
+from ingot.schedules.vector import lanes_for, largest_divisor, registers
 from ingot.target import Target
 
 # A local buffer up to this size may live on the stack of the thread that computes it.
@@ -17,6 +17,8 @@ STACK_BYTES = 16 * 1024
 SEAM_LANES = 8
 # ... if the axis is at most so long that it can be unrolled.
 MAX_UNROLLED = 128
+# Edge of the squares in which a transpose moves its elements: a line of a cache.
+SQUARE = 16
 # Unrolled accumulators of a reduction without a template.
 REDUCTION_VECTORS = 4
 
@@ -78,6 +80,18 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
         loops = [fused]
         lanes = lanes_for(target, dtype, int(sch.get(fused).extent))
     last = loops[-1]
+    across = _read_across(node) if len(loops) == len(node.iter_vars) else None
+    if across is not None and lanes > 1:
+        # Squares: what a line of the cache holds is used before it leaves.
+        *others, _ = loops
+        others[across], rows = sch.split(others[across], [None, largest_divisor(_extent(sch, others[across]), SQUARE)])
+        last_outer, last_inner, vector = sch.split(
+            last, [None, largest_divisor(innermost // lanes, SQUARE // lanes), lanes]
+        )
+        sch.reorder(*others, last_outer, rows, last_inner, vector)
+        sch.vectorize(vector)
+        sch.parallel(sch.fuse(*others, last_outer))
+        return
     if lanes > 1:
         outer, inner = sch.split(last, [None, lanes])
         sch.vectorize(inner)
@@ -90,6 +104,20 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
     if chunk > 1:
         task, _ = sch.split(task, [None, chunk])
     sch.parallel(task)
+
+
+def _extent(sch: Any, loop: Any) -> int:  # noqa: ANN401
+    return int(sch.get(loop).extent)
+
+
+def _read_across(node: Any) -> int | None:  # noqa: ANN401 - a block
+    """Return which axis of the block, not its last, some operand is contiguous along: that of a transpose."""
+    axes = [item.var for item in node.iter_vars]
+    for region in node.reads:
+        for i, axis in enumerate(axes[:-1]):
+            if len(region.region) > 1 and region.region[-1].min.same_as(axis):
+                return i
+    return None
 
 
 def _seams(node: Any) -> set[int]:  # noqa: ANN401 - a block
