@@ -224,14 +224,14 @@ class _Cell:
                 state = tirx.BufferStore(self.cs[0], cell, [seq, unit])
                 h = tirx.sigmoid(o) * tirx.tanh(self.cs[0][seq, unit])
                 return tirx.SeqStmt([state, tirx.BufferStore(self.hs, h, [time, seq, unit])])
-            if w.kind == "GRU":  # gates z, r, h
-                z, n = tirx.Var("z", "float32"), tirx.Var("n", "float32")
-                reset = tirx.sigmoid(product(1) + given(1))
-                fresh = tirx.tanh(given(2) + reset * (product(2) + self.extra[0][unit]))
-                h = (tirx.const(1.0, "float32") - z) * n + z * before(seq, unit)
-                h = tirx.Let(z, tirx.sigmoid(product(0) + given(0)), tirx.Let(n, fresh, h))
-            else:
-                h = tirx.tanh(product(0) + given(0))
+            if w.kind == "GRU":  # gates z, r, h; each replaces its sum, for long expressions compile slowly
+                place = [integer(offset // config.lanes), integer(offset % config.lanes) + lane]
+                values = [tirx.sigmoid(product(0) + given(0)), tirx.sigmoid(product(1) + given(1))]
+                values.append(tirx.tanh(given(2) + product(1) * (product(2) + self.extra[0][unit])))
+                gates = [tirx.BufferStore(acc, value, [r, integer(k), *place]) for k, value in enumerate(values)]
+                h = (tirx.const(1.0, "float32") - product(0)) * product(2) + product(0) * before(seq, unit)
+                return tirx.SeqStmt([*gates, tirx.BufferStore(self.hs, h, [time, seq, unit])])
+            h = tirx.tanh(product(0) + given(0))
             return tirx.BufferStore(self.hs, h, [time, seq, unit])
 
         return unrolled(config.rows, lambda r: lanes_of(lanes, lambda lane: element(r, lane)), "r")
