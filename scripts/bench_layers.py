@@ -218,7 +218,7 @@ def movement(draw: Draw) -> Layer:
         layer.node("Transpose", ["x"], perm=perm)
     else:
         other = _one(draw, CHANNELS)
-        inputs = {"x": (1, c, h, w), "y": (1, other, h, w)}
+        inputs: dict[str, tuple[int, ...]] = {"x": (1, c, h, w), "y": (1, other, h, w)}
         layer = Layer(f"concat {c}+{other} x{h}x{w}", 4 * (c + other) * h * w, inputs)
         layer.node("Concat", ["x", "y"], axis=1)
     return layer

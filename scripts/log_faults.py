@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ BATCHES = (1, 1, 3, 3, 12, 12, 100)
 
 def record(writer: int, number: int) -> log.Record:
     """A record that is told apart from every other by `writer` and `number`."""
-    config = {"writer": writer, "number": number, "order": "nhwc"}
+    config: dict[str, int | str] = {"writer": writer, "number": number, "order": "nhwc"}
     task = "conv2d(x=f32[1,56,56,64],w=f32[64,3,3,64],stride=1)+relu"
     return log.Record("x86-64-v3", task, 1 + writer % 2, config, "ok", 1000.0 + number, 0.01)
 
@@ -132,7 +133,7 @@ def _hostile(rng: random.Random, line: bytes) -> bytes:
     def changed(**fields: object) -> bytes:
         return _sealed(json.dumps(json.loads(line[9:]) | fields).encode())
 
-    choices = [
+    choices: list[Callable[[], bytes]] = [
         lambda: b"\n",
         lambda: b"   \t\n",
         lambda: line[: rng.randrange(1, len(line) - 1)] + b"\n",

@@ -104,7 +104,8 @@ class Sshd:
         """Every process of every login."""
         if self._process is None:
             return []
-        return psutil.Process(self._process.pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(self._process.pid).children(recursive=True)
+        return found
 
     def cut(self) -> None:
         """End the connections only, as a pulled cable does; what runs on the board stays."""

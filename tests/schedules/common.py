@@ -23,7 +23,7 @@ CHANNELS = (1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
 WIDTHS = (1, 2, 7, 13, 14, 15, 27, 28, 55, 112)
 KERNELS = ((1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (5, 1), (2, 3), (3, 7))
 
-EPILOGUES = ("none", "bias", "relu", "residual", "clip", "sigmoid", "two-readers")
+EPILOGUES = ("none", "bias", "relu", "residual", "clip", "sigmoid", "two-readers", "silu", "gate")
 
 #: Cases per property; INGOT_EXAMPLES asks for more, and then for others each time.
 EXAMPLES = int(os.environ.get("INGOT_EXAMPLES", "12"))
@@ -76,6 +76,13 @@ class Branches:
             value = self.node("Relu", [value])
         if epilogue == "sigmoid":
             value = self.node("Sigmoid", [value])
+        if epilogue in (
+            "silu",
+            "gate",
+        ):  # several read the layer's result; of "gate", also what is dear to compute twice
+            gate = self.node("Sigmoid", [value])
+            value = self.node("Mul", [value, gate])
+            value = self.node("Add", [value, gate]) if epilogue == "gate" else value
         if epilogue == "clip":
             value = self.node("Clip", [value, self.weight(np.float32(-0.5)), self.weight(np.float32(0.75))])
         if epilogue == "residual":

@@ -61,14 +61,10 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
     Every top-level loop nest of the result begins with a loop marked parallel (or is a scalar statement), and nests
     follow one another in dependence order.
     """
-    sch = s_tir.Schedule(function)
-    anchor = _find_anchor(sch)
-    keep: set[str] = set()
-    if anchor is not None:
-        names = [str(sch.get(block).name_hint) for block in sch.get_child_blocks(sch.get_sblock("root"))]
-        keep = {str(sch.get(anchor).name_hint), "padded", *(n for n in names if n.startswith(_STAGES))}
-        keep |= _shared_result(sch, anchor)
-    generic.inline_producers(sch, keep)
+    sch, anchor = _inlined(function)
+    if anchor is not None and len(sch.get_consumers(anchor)) > 1:
+        # Its readers have not become one block, and a template needs the one that stores.
+        sch, anchor = _inlined(function, keep_result=True)
     finish = _schedule_anchor(sch, anchor, target) if anchor is not None else None
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         if _is_scheduled(sch, block):
@@ -78,6 +74,19 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
         else:
             generic.schedule_elementwise(sch, block, target)
     return sch.mod["main"] if finish is None else finish(sch.mod["main"])
+
+
+def _inlined(function: Any, *, keep_result: bool = False) -> tuple[Any, Any]:  # noqa: ANN401
+    """Return a schedule in which what can be computed at its readers is, and the block of the template, if any."""
+    sch = s_tir.Schedule(function)
+    anchor = _find_anchor(sch)
+    keep: set[str] = set()
+    if anchor is not None:
+        names = [str(sch.get(block).name_hint) for block in sch.get_child_blocks(sch.get_sblock("root"))]
+        keep = {str(sch.get(anchor).name_hint), "padded", *(n for n in names if n.startswith(_STAGES))}
+        keep |= _shared_result(sch, anchor) if keep_result else set()
+    generic.inline_producers(sch, keep)
+    return sch, anchor
 
 
 def _shared_result(sch: Any, anchor: Any) -> set[str]:  # noqa: ANN401

@@ -67,7 +67,7 @@ def mark(
 def specialise(function: Any) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
     """Apply both cases to the marked loops of a scheduled function."""
     root = function.body.block
-    local = list(root.alloc_buffers)
+    local = _of_one_nest(root)
     added: list[Any] = []
 
     def visit(loop: Any) -> Any:  # noqa: ANN401
@@ -81,9 +81,32 @@ def specialise(function: Any) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
     if body.same_as(root.body):
         return function
     block = s_tir.SBlock(
-        root.iter_vars, root.reads, root.writes, root.name_hint, body, root.init, [*local, *added], [], root.annotations
+        root.iter_vars,
+        root.reads,
+        root.writes,
+        root.name_hint,
+        body,
+        root.init,
+        [*root.alloc_buffers, *added],
+        [],
+        root.annotations,
     )
     return function.with_body(s_tir.SBlockRealize([], tirx.const(True, "bool"), block))
+
+
+def _of_one_nest(root: Any) -> list[Any]:  # noqa: ANN401
+    """Return the buffers that one loop nest alone uses; what one nest hands to another must stay one buffer."""
+    nests = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
+    used: list[list[Any]] = []
+    for nest in nests:
+        found: list[Any] = []
+        tvm_ffi.structural_walk(nest, [(ir.Var, found.append)])
+        used.append(found)
+
+    def count(buffer: Any) -> int:  # noqa: ANN401
+        return sum(any(var.same_as(buffer) for var in found) for found in used)
+
+    return [buffer for buffer in root.alloc_buffers if count(buffer) < 2]
 
 
 def _loop(old: Any, begin: Any, extent: Any, body: Any) -> Any:  # noqa: ANN401
