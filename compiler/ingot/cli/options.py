@@ -21,7 +21,7 @@ shape_option = click.option(
     "shapes",
     multiple=True,
     metavar="NAME=D,D,...",
-    help="Shape of an input whose dimensions the model leaves open, like x=1,3,224,224 or 'ids=1x{16,64}' (quoted) for buckets.",
+    help="Shape of an input whose dimensions the model leaves open: x=1,3,224,224, or 'ids=1x{16,64}' for buckets.",
 )
 bind_option = click.option(
     "--bind",
