@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import relax
 
-from ingot.frontend import fixed_point
-from ingot.passes.rewriter import Rewriter, dtype_of, op_name, shape_of
+from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shape_of, uses_of
 from ingot.passes.state import State
-from ingot.passes.sum_readers import SumReaders, sum_readers
 from ingot.passes.template_call import call_template
 from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8
 from ingot.schedules.microkernels import dot_of
 from ingot.schedules.padding import Dequantize
 
 _LINEAR = ("relax.nn.conv2d", "relax.matmul")
+
+
+@dataclass(frozen=True)
+class WholeSum:
+    """A layer whose only reader adds `bias` (or nothing) and casts to int32; `absorbed` are those readers' calls."""
+
+    bias: Any
+    absorbed: tuple[Any, ...]
+
+
+def whole_sums(state: State) -> dict[Any, WholeSum]:
+    """Return the layers of `main` followed by astype(int32), or by add(constant) and astype(int32), by their calls."""
+    function = state.module["main"]
+    constants = {str(param.name) for param in list(function.params)[state.n_inputs :]}
+    uses = uses_of(function)
+    reader: dict[Any, Any] = {}  # variable with one reader -> that reader's binding
+    for binding in bindings_of(function):
+        for arg in binding.value.args if isinstance(binding.value, relax.Call) else ():
+            if isinstance(arg, relax.Var) and uses.get(arg) == 1:
+                reader[arg] = binding
+    found: dict[Any, WholeSum] = {}
+    for binding in bindings_of(function):
+        after = reader.get(binding.var)
+        if op_name(binding.value) not in _LINEAR or after is None:
+            continue
+        bias, absorbed = None, []
+        if op_name(after.value) == "relax.add":
+            left, right = after.value.args
+            bias = right if left.same_as(binding.var) else left
+            if isinstance(bias, relax.Var) and str(bias.name) not in constants:
+                continue
+            absorbed.append(after.value)
+            after = reader.get(after.var)
+        if after is not None and op_name(after.value) == "relax.astype" and dtype_of(after.var) == "int32":
+            found[binding.value] = WholeSum(bias, (*absorbed, after.value))
+    return found
 
 
 def window_of(call: Any, args: list[Any]) -> dict[str, Any]:  # noqa: ANN401
@@ -51,19 +86,18 @@ def stored_of(rewriter: Rewriter, data: Any) -> tuple[Any, Dequantize | None]:  
 class IntegerLayers:
     """Makes integer kernels of the convolutions and matrix products of one program that read whole numbers.
 
-    A layer takes its bias with it, and the cast to int32 or the requantisation that follows, where `sum_readers` finds
-    one: those calls are then `absorbed`.
+    A layer whose sums the model wants as int32 takes its bias and the cast with it: those calls are then `absorbed`.
     """
 
     def __init__(self, state: State) -> None:
         self.target = state.target
-        self.readers = sum_readers(state)
+        self.sums = whole_sums(state)
         self.absorbed: set[Any] = set()
 
     def select(self, rewriter: Rewriter, call: Any, args: list[Any]) -> tuple[Any, int] | None:  # noqa: ANN401
         """Return the kernel's call and its multiply-accumulates, or None for what is no such layer.
 
-        The result is what the last absorbed call gave, else float32.
+        The result is int32 if the model casts it to that, else float32.
         """
         if op_name(call) not in _LINEAR:
             return None
@@ -80,7 +114,7 @@ class IntegerLayers:
         dot = dot_of(self.target, ohwi)
         if dot is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
             return None
-        readers, out_dtype = self._absorb(call)
+        bias, out_dtype = self._chain(rewriter, call)
         if matrix:
             product = conv2d.MatmulWorkload(shape_of(args[0])[:-1], weight.shape[0], weight.shape[1], dtype_of(call))
             config = conv2d_int8.matmul_config(product, self.target, dot)
@@ -91,18 +125,19 @@ class IntegerLayers:
             config = conv2d_int8.default_config(workload, self.target, dot)
             tensors, macs = conv2d_int8.compute(workload, config, convert, dot, out_dtype), workload.macs
         packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_weight(ohwi, config.block, dot))
-        constant = conv2d_int8.correction(ohwi, convert, dot, readers.bias)
+        constant = conv2d_int8.correction(ohwi, convert, dot, bias)
         constants = [packed, rewriter.add_weight(f"{base_name(args)}_correction", constant)]
+        ty = relax.TensorType(shape_of(call), out_dtype)
         name = "matmul_int8" if matrix else "conv2d_int8"
-        return _finished(rewriter, name, call, tensors, [data, *constants], readers), macs
+        return call_template(rewriter, name, tensors, [data, *constants], ty), macs
 
-    def _absorb(self, call: Any) -> tuple[SumReaders, str]:  # noqa: ANN401
-        """Return what a layer absorbs, and the dtype of its sums."""
-        readers = self.readers.get(call)
-        if readers is None:
-            return SumReaders((), None), "float32"
-        self.absorbed.update(readers.absorbed)
-        return readers, "int32"
+    def _chain(self, rewriter: Rewriter, call: Any) -> tuple[np.ndarray | None, str]:  # noqa: ANN401
+        """Return the bias and the dtype that a layer takes from its readers, and absorb those."""
+        chain = self.sums.get(call)
+        if chain is None:
+            return None, "float32"
+        self.absorbed.update(chain.absorbed)
+        return None if chain.bias is None else rewriter.weight(rewriter.new(chain.bias)), "int32"
 
     def _depthwise(
         self,
@@ -119,37 +154,16 @@ class IntegerLayers:
             return None
         workload = depthwise.DepthwiseWorkload(channels=channels, **window_of(call, args))
         config = depthwise_int8.default_config(workload, weight, self.target)
-        readers, out_dtype = self._absorb(call)
+        bias, out_dtype = self._chain(rewriter, call)
         packed = depthwise_int8.pack_weight(weight, config, self.target)
         constants = [
             rewriter.add_weight(f"{base_name(args)}_packed", packed),
-            rewriter.add_weight(
-                f"{base_name(args)}_correction", depthwise_int8.correction(weight, convert, readers.bias)
-            ),
+            rewriter.add_weight(f"{base_name(args)}_correction", depthwise_int8.correction(weight, convert, bias)),
         ]
         tensors = depthwise_int8.compute(workload, config, convert, self.target, out_dtype)
+        ty = relax.TensorType(shape_of(call), out_dtype)
         data, _ = stored_of(rewriter, args[0])
-        return _finished(rewriter, "depthwise_int8", call, tensors, [data, *constants], readers), workload.macs
-
-
-def _finished(
-    rewriter: Rewriter,
-    name: str,
-    call: Any,  # noqa: ANN401
-    tensors: list[Any],
-    args: list[Any],
-    readers: SumReaders,
-) -> Any:  # noqa: ANN401
-    """Return the template's call, requantised where the model quantises the sums."""
-    result = call_template(rewriter, name, tensors, args, relax.TensorType(shape_of(call), str(tensors[-1].dtype)))
-    end = readers.quantized
-    if end is None:
-        return result
-    m, t, s = (
-        rewriter.constant(number, f"requantize_{part}")
-        for number, part in zip(fixed_point.constants(end.ratio, end.zero_point), "mts", strict=True)
-    )
-    return fixed_point.requantize(rewriter.emit(result), (m, t, s), end.limits, end.dtype, away=False)
+        return call_template(rewriter, "depthwise_int8", tensors, [data, *constants], ty), workload.macs
 
 
 def base_name(args: list[Any]) -> str:

@@ -22,17 +22,9 @@ def whole_numbers(state: State) -> State:
     Case 1: conv2d(dequantize(q, s, z), dequantize(p, t, v)) is multiply(conv2d(dequantize(q, 1, z),
             dequantize(p, 1, v)), s t), with t one number or one for each output channel.
     Case 2: the same for matmul with a constant 2-D right-hand side.
-    Case 3: a reshape or transpose of a per-tensor dequantize is the dequantize of the moved integers.
-    Case 4: quantize of a dequantize with the same numbers and dtype is the integers.
     The product s t is rounded once, from float64.
     """
-    table: dict[str, Visit] = {
-        "relax.nn.conv2d": _linear,
-        "relax.matmul": _linear,
-        "relax.reshape": _move,
-        "relax.permute_dims": _move,
-        "relax.quantize": _quantize,
-    }
+    table: dict[str, Visit] = {"relax.nn.conv2d": _linear, "relax.matmul": _linear}
     return rewrite(state, table)
 
 
@@ -45,27 +37,6 @@ def is_quantized(rewriter: Rewriter, expr: Any) -> bool:  # noqa: ANN401
     if scale is None or zero_point is None or dtype_of(value.args[0]) not in _EIGHT_BITS:
         return False
     return bool(scale.size == 1 and zero_point.size == 1)
-
-
-def _move(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
-    """Case 3."""
-    if not is_quantized(rewriter, args[0]):
-        return None
-    stored, scale, zero_point = rewriter.value_of(args[0]).args
-    moved = rewriter.emit(rebuild(call, [stored, *args[1:]]))
-    return relax.op.dequantize(moved, scale, zero_point, axis=0, out_dtype="float32")
-
-
-def _quantize(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
-    """Case 4."""
-    source = rewriter.value_of(args[0])
-    if not is_quantized(rewriter, args[0]) or dtype_of(source.args[0]) != dtype_of(call):
-        return None
-    for ours, theirs in zip(args[1:], source.args[1:], strict=True):
-        one, other = rewriter.weight(ours), rewriter.weight(theirs)
-        if one is None or other is None or not np.array_equal(one.reshape(-1), other.reshape(-1)):
-            return None
-    return source.args[0]
 
 
 def _linear(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
