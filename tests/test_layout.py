@@ -12,7 +12,7 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "compiler" / "ingot"
 
 ROOMS = {"runtime", "errors", "architectures", "native", "target", "program", "frontend", "schedules", "passes"}
-ROOMS |= {"arrays", "images", "autotune", "quantize", "packager", "emulator"}
+ROOMS |= {"arrays", "images", "autotune", "quantize", "packager", "emulator", "diagnosis"}
 # Each room and the rooms it may import, besides itself. The order is the data flow's.
 ALLOWED: dict[str, set[str]] = {
     "runtime": set(),
@@ -33,6 +33,8 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "architectures", "native", "target", "frontend", "schedules", "passes", "program"),
         *("packager", "runtime", "emulator"),
     },
+    # Which nodes fail, and where: imports again and again, with builds that the driver gives it.
+    "diagnosis": {"errors", "frontend"},
     # Runs the float model on samples; the driver gives it the function that compiles and loads a model.
     "quantize": {"errors", "target", "frontend", "schedules", "passes", "arrays", "images", "runtime"},
     "packager": {"errors", "architectures", "native", "target", "program", "frontend", "schedules", "runtime"},

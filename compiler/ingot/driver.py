@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from ingot.errors import OptionError
+from ingot.errors import OptionError, UnsupportedError
 from ingot.target import load_target
 
 if TYPE_CHECKING:
+    from ingot.diagnosis import Diagnosis
     from ingot.frontend.bind import Bindable
     from ingot.frontend.interface import Imported
     from ingot.frontend.keep_state import Kept
@@ -56,6 +57,7 @@ def compile(
     selftest: bool = True,
     log: str | os.PathLike[str] | None = None,
     threads: int = 1,
+    keep_going: bool = False,
     progress: Progress | None = None,
     print_ir_after: Collection[str] = (),
     show_ir: Callable[[str, str], None] | None = None,
@@ -79,6 +81,8 @@ def compile(
     selftest:  store a seeded input's expected outputs, from ONNX Runtime or LiteRT, in the artifact.
     log:       a folder of tuning logs to use before those that come with ingot, see `ingot tune`.
     threads:   how many threads the model will mostly run on; of use only to choose among measured configs.
+    keep_going: of a model with nodes that cannot be compiled, compile the largest part without them: its outputs are
+               those that need none of them, and the tensors they would have read. The metadata's "cut" names them.
     progress:  called with (stage, number done, number of stages).
     print_ir_after, show_ir: `show_ir(step, text)` gets the program after each named step.
 
@@ -96,7 +100,12 @@ def compile(
     _check_precision(precision, board, calibrate)
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
-    models = _buckets(path, shape, bind, state)
+    if keep_going:
+        models = _by_size(diagnose_model(path, target=target, shape=shape, bind=bind, state=state, code=True).models)
+        if not models:
+            raise UnsupportedError("nothing of the model can be compiled", hint="`ingot check MODEL` lists why")
+    else:
+        models = _buckets(path, shape, bind, state)
     quantised = None
     if calibrate is not None:
         if len(models) > 1:
@@ -134,6 +143,34 @@ def compile(
     artifact = replace(artifact, quantization=quantised)
     report.done()
     return artifact
+
+
+def diagnose_model(
+    path: str | os.PathLike[str],
+    *,
+    target: str = "native",
+    shape: Mapping[str, Sequence[Size]] | None = None,
+    bind: Mapping[str, Bindable] | None = None,
+    state: Mapping[str, Kept] | None = None,
+    code: bool = False,
+) -> Diagnosis:
+    """Find every node that `compile` fails on, up to the memory plan, and with `code` up to the machine code.
+
+    The options are those of `compile`. Raises what it raises, but for single nodes.
+    """
+    from ingot.diagnosis import diagnose
+    from ingot.frontend.shapes import expand_buckets
+    from ingot.passes.pipeline import run
+    from ingot.passes.state import State
+
+    board = load_target(target)
+
+    def build(imported: Imported) -> None:
+        planned = run(State(imported.module, imported.weights, imported, board))
+        if code:
+            _generate(planned)
+
+    return diagnose(path, expand_buckets(shape), bind, state, build)
 
 
 def relax_after(
@@ -190,12 +227,16 @@ def _buckets(
     state: Mapping[str, Kept] | None,
 ) -> list[Imported]:
     """Return the model for each bucket of shapes, the one with the largest inputs last."""
-    from math import prod
-
     from ingot.frontend import import_model
     from ingot.frontend.shapes import expand_buckets
 
-    models = [import_model(path, shapes, bind, state) for shapes in expand_buckets(shape)]
+    return _by_size([import_model(path, shapes, bind, state) for shapes in expand_buckets(shape)])
+
+
+def _by_size(models: Sequence[Imported]) -> list[Imported]:
+    """Models of different buckets, the one with the largest inputs last."""
+    from math import prod
+
     return sorted(models, key=lambda model: sum(prod(spec.shape) for spec in model.inputs))
 
 

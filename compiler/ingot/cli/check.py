@@ -15,6 +15,7 @@ from ingot.errors import OptionError
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from ingot.diagnosis import Diagnosis
     from ingot.target import Target
 
 #: What is asked, the answer (None: nobody knows), and the numbers.
@@ -23,7 +24,7 @@ Row = tuple[str, bool | None, str]
 
 @click.command("check", short_help="Tell whether a library runs on a board, or a model can be compiled.")
 @click.argument("file", metavar="MODEL.so|MODEL", type=PATH)
-@click.option("--target", metavar="NAME", help="The board a library should run on. Default: this machine.")
+@click.option("--target", metavar="NAME", help="The board it should run on. Default: this machine.")
 @click.option(
     "--ram", type=click.FloatRange(0), metavar="MIB", help="RAM that is free for it. Default: the board's RAM."
 )
@@ -42,7 +43,8 @@ def command(
 ) -> int:
     """Tell whether a compiled library will run on a board or this machine, or whether a model can be compiled.
 
-    Ends with 1 if the library will not run, with 2 if the model cannot be compiled, and lists why.
+    Ends with 1 if the library will not run, with 2 if the model cannot be compiled, and lists every node that cannot
+    be, with the reason and what to do; `ingot compile --keep-going` compiles the rest.
 
     \b
       ingot check model.so --target raspberry-pi-4
@@ -55,20 +57,23 @@ def command(
             if values:
                 raise OptionError("a library has its interface already", where=option, hint="leave it out")
         return _check_library(file, target, ram, flash)
-    if target is not None or ram is not None or flash is not None:
+    if ram is not None or flash is not None:
         hint = f"compile it first: ingot compile {file}" + (f" --target {target}" if target else "")
-        raise OptionError("--target, --ram and --flash are about libraries", where=str(file), hint=hint)
-    return _check_model(file, parse_shapes(shapes), parse_binds(binds), parse_states(states))
+        raise OptionError("--ram and --flash are about libraries", where=str(file), hint=hint)
+    interface = {"shape": parse_shapes(shapes), "bind": parse_binds(binds), "state": parse_states(states)}
+    return _check_model(file, target or "native", interface)
 
 
-def _check_model(path: Path, shape: dict[str, tuple[Any, ...]], bind: dict[str, Any], state: dict[str, Any]) -> int:
-    """Import the model; what is unsupported is raised with all operators and nodes."""
+def _check_model(path: Path, target: str, interface: dict[str, Any]) -> int:
+    """Take the model to its memory plan, and tell of every node on which that fails."""
     from ingot.cli.console import clean, console
-    from ingot.frontend import import_model
-    from ingot.frontend.shapes import expand_buckets
+    from ingot.driver import diagnose_model
 
-    imported = [import_model(path, shapes, bind, state) for shapes in expand_buckets(shape)][-1]
-    out = console()
+    found = diagnose_model(path, target=target, **interface)
+    if found.failures:
+        _tell_failures(path, found)
+        return 2
+    imported, out = found.models[-1], console()
     out.print(f"yes, {clean(path)} can be compiled", style="green", soft_wrap=True)
     for side, specs in (("input", imported.user_inputs), ("output", imported.user_outputs)):
         for spec in specs:
@@ -81,6 +86,24 @@ def _check_model(path: Path, shape: dict[str, tuple[Any, ...]], bind: dict[str, 
     for notice in imported.notices:
         out.print(f"note: {clean(notice)}", style="yellow", soft_wrap=True)
     return 0
+
+
+def _tell_failures(path: Path, found: Diagnosis) -> None:
+    """List the nodes that cannot be compiled, then what is left without them."""
+    from ingot.cli.console import clean, console
+
+    out, count = console(), len(found.failures)
+    nodes = "1 node cannot" if count == 1 else f"{count} nodes cannot"
+    out.print(f"no, {clean(path)} cannot be compiled: {nodes} be", style="bold red", soft_wrap=True)
+    for failure in found.failures:
+        out.print(f"  {clean(failure.label)}: {clean(failure.reason)}", soft_wrap=True)
+        out.print(f"    do: {clean(failure.hint)}", soft_wrap=True)
+    if found.behind:
+        out.print(f"  {found.behind} more of its {found.nodes} nodes need their results", soft_wrap=True)
+    if not found.models:
+        return
+    rest = ", ".join(clean(spec.name) for spec in found.models[-1].user_outputs)
+    out.print(f"  --keep-going compiles the rest, with the outputs {rest}", soft_wrap=True)
 
 
 def _check_library(path: Path, target: str | None, ram: float | None, flash: float | None) -> int:

@@ -76,6 +76,11 @@ _STAGES = {
     show_default=True,
     help="Threads the model will run on: chooses among measured configs.",
 )
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Compile the largest part of a model that cannot be compiled whole; ends with 1 if something is missing.",
+)
 @click.option("--no-selftest", is_flag=True, help="Store no expected outputs in the library.")
 @click.option("--print-ir-after", "print_after", multiple=True, metavar="STEP", help="Print the program after a step.")
 @click.option("--stop-after", metavar="STEP", help="Write the program after a step, and stop there.")
@@ -94,10 +99,11 @@ def command(
     emit: str,
     log: Path | None,
     threads: int,
+    keep_going: bool,
     no_selftest: bool,
     print_after: Sequence[str],
     stop_after: str | None,
-) -> None:
+) -> int:
     """Compile MODEL (ONNX or TFLite) to one self-contained shared library for a board.
 
     \b
@@ -114,8 +120,10 @@ def command(
     precise["max_drop"] = read_share(max_drop)
     if stop_after is not None:
         _check_steps([stop_after])
+        if keep_going:
+            raise OptionError("--stop-after and --keep-going do not go together", hint="leave one of them out")
         _write_program(model, target or _NATIVE, {**interface, **precise}, stop_after, output, also=print_after)
-        return
+        return 0
     paths = _output_paths(model, output, emit)
     _check_steps(print_after)
     check_explain(explain, precision, (model, *paths))
@@ -131,6 +139,7 @@ def command(
             selftest=not no_selftest,
             log=log,
             threads=threads,
+            keep_going=keep_going,
             progress=progress,
             print_ir_after=print_after,
             show_ir=lambda step, text: click.echo(f"# after {step}\n{text}\n"),
@@ -138,6 +147,7 @@ def command(
     _save(artifact, emit, paths)
     if paths:
         _summarise(artifact, model, paths, emit, explain, named=target is not None)
+    return 0 if artifact.metadata["cut"] is None else 1
 
 
 def _output_paths(model: Path, output: Path | None, emit: str) -> list[Path]:
@@ -253,13 +263,24 @@ def _summarise(
     facts(out, rows)
     if artifact.quantization is not None:
         show_quantisation(artifact.quantization, explain)
-    notices = list(artifact.notices)
+    notices = [*_cut(meta), *artifact.notices]
     if not named:
         notices.insert(0, "compiled for this machine; --target NAME compiles for a board, `ingot targets` lists them")
     for notice in notices:
         out.print(f"note: {clean(notice)}", style="yellow")
     if emit == "so":
         out.print(f"next: {_next_step(paths[0], model, meta)}", soft_wrap=True)
+
+
+def _cut(meta: dict[str, Any]) -> list[str]:
+    """Say where the model was cut, if it is not whole."""
+    cut = meta["cut"]
+    if cut is None:
+        return []
+    said = [f"only a part of the model is here: {cut['nodes'] - cut['left_out']} of its {cut['nodes']} nodes"]
+    said += [f"cut at {entry['node']}: {entry['reason']}" for entry in cut["failed"]]
+    opened = ", ".join(cut["opened"]) or "none: all of them need what is left out"
+    return [*said, f"outputs that are inside the whole model: {opened}"]
 
 
 def _next_step(path: Path, model: Path, meta: dict[str, Any]) -> str:

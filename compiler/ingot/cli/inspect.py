@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ingot.cli.options import PATH
+from ingot.errors import LoadError
 
 
 @click.command("inspect", short_help="Show what is inside a model or a library.")
@@ -161,6 +162,7 @@ def _show_library(facts: dict[str, Any]) -> None:
         ("selftest", "stored" if meta["selftest"] else "none"),
         *(("also takes", ", ".join(map(str, bucket["inputs"]))) for bucket in meta["shapes"]),
         *(("bound", _bound(entry)) for entry in meta["bound"]),
+        *_cut(meta),
         *(("state", f"{e['input']} = {e['output']} {e['dtype']}{e['shape']}") for e in meta["states"]),
         ("exports", ", ".join(facts["exported"])),
         ("needs", ", ".join(facts["needed"]) + (f" ({versions})" if versions else "")),
@@ -183,6 +185,18 @@ def _bound(entry: dict[str, Any]) -> str:
     values = entry["values"]
     text = f"SHA-256 {entry['sha256']}" if values is None or len(values) > 8 else ", ".join(map(str, values))
     return f"{entry['name']} {entry['dtype']}{entry['shape']} = {text}"
+
+
+def _cut(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows about a library of only a part of its model."""
+    cut = meta.get("cut")
+    if not isinstance(cut, dict):
+        return []
+    try:
+        rows = [("a part", f"{cut['nodes'] - cut['left_out']} of the model's {cut['nodes']} nodes")]
+        return rows + [("cut at", f"{entry['node']}: {entry['reason']}") for entry in cut["failed"]]
+    except (KeyError, TypeError):
+        raise LoadError("the library does not say where its model is cut", where=meta["name"]) from None
 
 
 def _newest(versions: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,12 +120,13 @@ def command(
     bound, states = _bound(meta, parse_binds(binds)), _first_states(library, meta)
     inputs = [TensorSpec(t) for t in meta["inputs"]]
     scores = [_Score(TensorSpec(t), meta["precision"]) for t in meta["outputs"]]
-    out = console()
+    out, fixed = console(), [*bound, *states]
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(_runner(library, meta, place, threads))
         buckets = [] if place == "qemu" else meta["shapes"]
         count, samples = stack.enter_context(_samples(inputs, buckets, data, seed))
-        judge = stack.enter_context(_Judge(model, source_format))
+        judged = stack.enter_context(_part(model, meta, [*(spec.name for spec in inputs), *(n for _, n, _ in fixed)]))
+        judge = stack.enter_context(_Judge(judged, source_format))
         for feeds, found in run(samples):
             every = judge.outputs(source_inputs(feeds, [*bound, *states]))
             kept = [entry["output_position"] for entry in meta["states"] if entry["in_source"]]
@@ -142,6 +144,24 @@ def command(
     what += f" of {count} shapes" if not data and count > 1 else ""
     out.print(f"{clean(library)} {where}, next to {judge.engine} on {clean(model)}, {what}", soft_wrap=True)
     return 0 if _show(scores, tolerance) else 1
+
+
+@contextlib.contextmanager
+def _part(model: Path, meta: dict[str, Any], inputs: Sequence[str]) -> Iterator[Path]:
+    """The model, or if the library holds only a part of it, a file with that part."""
+    from ingot.packager.source_part import write_part
+
+    cut = meta.get("cut")
+    if cut is None:
+        yield model
+        return
+    names = cut.get("outputs") if isinstance(cut, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise LoadError("the library does not say where its model is cut", where=meta["name"])
+    with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
+        path = Path(folder) / f"part{model.suffix}"
+        write_part(model, names, inputs, path)
+        yield path
 
 
 def _source_format(model: Path, meta: dict[str, Any]) -> str:

@@ -76,6 +76,22 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where a model ends of which only a part is compiled.
+
+    `left_out` of its `nodes` nodes are not there. `outputs` names all outputs of the part, `opened` those that the
+    whole model has not. `failed` has the nodes that cannot be compiled, each with the reason; the others that are left
+    out need their results.
+    """
+
+    nodes: int
+    left_out: int
+    outputs: tuple[str, ...]
+    opened: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Imported:
     """A model in the compiler's normal form (see `ingot.frontend.normal_form`).
 
@@ -84,7 +100,7 @@ class Imported:
     of bytes live at once on the source graph, in its own order, without weights, inputs and outputs: a lower bound
     for any arena. `notices` are sentences the user should read. `bound` are inputs of the source that are constants
     here. `states` are pairs of an input and an output that a compiled model keeps for itself. `counts` are outputs
-    whose size depends on data.
+    whose size depends on data. `cut` says what is left out.
     """
 
     module: tvm.IRModule
@@ -99,6 +115,7 @@ class Imported:
     bound: tuple[Bound, ...] = ()
     states: tuple[StateTensor, ...] = ()
     counts: tuple[Counted, ...] = ()
+    cut: Cut | None = None
 
     @property
     def user_inputs(self) -> tuple[TensorSpec, ...]:

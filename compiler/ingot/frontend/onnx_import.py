@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import numpy as np
 from ingot.errors import IngotError, ModelError, UnsupportedError
 from ingot.frontend.bind import Bindable, bound_inputs
 from ingot.frontend.custom import converted, custom_op
-from ingot.frontend.interface import CONSTANT_ELEMENTS, Counted, Imported, TensorSpec
+from ingot.frontend.interface import CONSTANT_ELEMENTS, Bound, Counted, Imported, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
 from ingot.frontend.onnx_custom import op_node
@@ -25,6 +25,7 @@ from ingot.frontend.onnx_static import StaticGraph, TensorType, make_static
 from ingot.frontend.onnx_tensors import checked_count, element_bits
 from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
 from ingot.frontend.source import Source, c_name
+from ingot.frontend.survey import Survey, surveyed
 from ingot.frontend.tvm_types import Expr, Module, Value
 
 if TYPE_CHECKING:
@@ -50,20 +51,14 @@ _RELAX_DTYPES = frozenset(
 
 
 def import_onnx(
-    source: Source, shape: Mapping[str, Sequence[int]] | None, bind: Mapping[str, Bindable] | None = None
+    source: Source,
+    shape: Mapping[str, Sequence[int]] | None,
+    bind: Mapping[str, Bindable] | None = None,
+    without: Collection[int] = (),
 ) -> Imported:
     """Import an ONNX model. See `ingot.frontend.import_model`."""
-    model = read_onnx(source)
-    declared, elems = _declared_inputs(model)
-    bound = bound_inputs(declared, [dtype_name(elems[item.name]) for item in declared], bind, shape)
-    given = {**(shape or {}), **{item.spec.name: item.spec.shape for item in bound}}
-    shapes, notices, sizes = resolve_shapes(declared, given, may_be_empty={item.spec.name for item in bound})
-    values = {item.spec.name: item.value for item in bound}
-    model = replace(model, initializers={**model.initializers, **values})
-    types = {name: TensorType(elems[name], dims) for name, dims in shapes.items() if name not in values}
-    for name, kind in types.items():
-        _check_tensor(f"input {name!r}", kind)
-    graph = make_static(model, types, sizes)
+    model = read_onnx(source, without)
+    graph, notices, bound = _static_graph(model, shape, bind)
     graph.outputs += graph.counters
     for name in graph.outputs:
         _check_tensor(f"output {name!r}", graph.types[name])
@@ -86,7 +81,36 @@ def import_onnx(
             for extent in [graph.extents.get(name)]
             if extent is not None
         ),
+        cut=model.cut,
     )
+
+
+def survey_onnx(
+    source: Source, shape: Mapping[str, Sequence[int]] | None, bind: Mapping[str, Bindable] | None, survey: Survey
+) -> None:
+    """Tell a survey of all nodes of an ONNX model that cannot be imported."""
+    model = read_onnx(source, survey=survey)
+    graph, _, _ = _static_graph(model, shape, bind, survey)
+    _Importer(graph).run(survey)
+
+
+def _static_graph(
+    model: OnnxModel,
+    shape: Mapping[str, Sequence[int]] | None,
+    bind: Mapping[str, Bindable] | None,
+    survey: Survey | None = None,
+) -> tuple[StaticGraph, tuple[str, ...], tuple[Bound, ...]]:
+    """The graph for these shapes and bound inputs, what the user should know, and what is bound."""
+    declared, elems = _declared_inputs(model)
+    bound = bound_inputs(declared, [dtype_name(elems[item.name]) for item in declared], bind, shape)
+    given = {**(shape or {}), **{item.spec.name: item.spec.shape for item in bound}}
+    shapes, notices, sizes = resolve_shapes(declared, given, may_be_empty={item.spec.name for item in bound})
+    values = {item.spec.name: item.value for item in bound}
+    model = replace(model, initializers={**model.initializers, **values})
+    types = {name: TensorType(elems[name], dims) for name, dims in shapes.items() if name not in values}
+    for name, kind in types.items():
+        _check_tensor(f"input {name!r}", kind)
+    return make_static(model, types, sizes, survey), notices, bound
 
 
 def _spec(name: str, kind: TensorType) -> TensorSpec:
@@ -174,7 +198,8 @@ class _Importer:
         self.weights = Weights()
         self.values: dict[str, Expr] = {}
 
-    def run(self) -> tuple[Module, dict[str, np.ndarray]]:
+    def run(self, survey: Survey | None = None) -> tuple[Module, dict[str, np.ndarray]]:
+        """The model in the normal form, and its weights. With a survey, those are of what is left of it."""
         from tvm import relax
 
         inputs = []
@@ -187,15 +212,18 @@ class _Importer:
         with self.bb.function("main", inputs):
             with self.bb.dataflow():
                 try:
-                    for node, label in self.graph.nodes:
-                        self._convert(node, label)
-                    result = [self._result(name) for name in self.graph.outputs]
+                    for number, (node, label) in zip(self.graph.numbers, self.graph.nodes, strict=True):
+                        if survey is None or not survey.skips(number, node.input, node.output):
+                            with surveyed(survey, number, node.output):
+                                self._convert(node, label)
+                    outputs = [name for name in self.graph.outputs if survey is None or name not in survey.lost]
+                    result = [self._result(name) for name in outputs]
                 except IngotError as error:
                     # Raised below: a builder left with open blocks prints a warning of its own.
                     failure, result = error, inputs
-                outputs = self.bb.emit_output(relax.Tuple(result))
+                output = self.bb.emit_output(relax.Tuple(result))
             # The weights' parameters are added by `normalize`, which knows which of them are left.
-            self.bb.emit_func_output(outputs)
+            self.bb.emit_func_output(output)
         if failure is not None:
             raise failure
         return normalize(self.bb.get(), self.weights)

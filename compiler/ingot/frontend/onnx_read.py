@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ingot.errors import ModelError, UnsupportedError
+from ingot.frontend.interface import Cut
 from ingot.frontend.onnx_tensors import array_of_raw, external_array, tensor_array
 from ingot.frontend.onnx_wire import RawTensor, split_weights
+from ingot.frontend.survey import Links, Survey, part_without
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,11 +27,16 @@ _LISTED_NODES = 20
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A checked model: `proto` without large weights (they are in `initializers`), functions inlined."""
+    """A checked model: `proto` without large weights (they are in `initializers`), functions inlined.
+
+    `numbers` are those of its nodes in the whole model, of which `cut` says what is left out.
+    """
 
     proto: onnx.ModelProto
     opset: int
     initializers: dict[str, np.ndarray]
+    numbers: tuple[int, ...]
+    cut: Cut | None = None
 
 
 def node_label(node: onnx.NodeProto, index: int) -> str:
@@ -41,10 +48,12 @@ def node_label(node: onnx.NodeProto, index: int) -> str:
     return f"{domain}{node.op_type} #{index} (output {output!r})"
 
 
-def read_onnx(source: Source) -> OnnxModel:
+def read_onnx(source: Source, without: Collection[int] = (), survey: Survey | None = None) -> OnnxModel:
     """Parse, size-check, inline functions, refuse unknown operators (all of them at once), run the full checker.
 
-    Raises ModelError (damaged, lying or invalid) or UnsupportedError (valid, but nothing this compiler can take).
+    The nodes with the numbers `without`, and those that need them, are left out. With a survey, so are all nodes with
+    unknown operators, which it gets to know. Raises ModelError (damaged, lying or invalid) or UnsupportedError (valid,
+    but nothing this compiler can take).
     """
     import onnx
 
@@ -62,11 +71,16 @@ def read_onnx(source: Source) -> OnnxModel:
     _check_text(proto)
     opset = _check_versions(proto)
     initializers = _take_initializers(proto, source, raw)
-    proto = _inline_functions(proto, opset)
+    proto = inline_functions(proto, opset)
+    numbers, cut = tuple(range(len(proto.graph.node))), None
+    if survey is not None:
+        without = {*without, *_survey_operators(proto, survey)}
+    if without:
+        numbers, cut = _leave_out(proto, without, initializers)
     _refuse_unknown_operators(proto)
     proto = _complete_outputs(proto)
     _full_check(_with_typed_outputs(proto))
-    return OnnxModel(proto, opset, initializers)
+    return OnnxModel(proto, opset, initializers, numbers, cut)
 
 
 def _decode_errors() -> tuple[type[Exception], ...]:
@@ -177,7 +191,7 @@ def all_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[tuple[int
                 yield from all_nodes(inner)
 
 
-def _inline_functions(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def inline_functions(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Replace calls to model-local functions, and operators this compiler lacks but ONNX defines by others."""
     import onnx
     import onnx.inliner
@@ -229,6 +243,56 @@ def _refuse_unknown_operators(proto: onnx.ModelProto) -> None:
             name = node.name or f"#{index} -> {next((out for out in node.output if out), '')}"
             refused.setdefault(domain + node.op_type, []).append(name)
     refuse_operators(refused)
+
+
+def _survey_operators(proto: onnx.ModelProto, survey: Survey) -> list[int]:
+    """Tell a survey of all nodes and of those with operators that are not supported, whose numbers are returned."""
+    from ingot.frontend.onnx_ops import is_supported
+
+    opsets = opsets_of(proto)
+    for number, node in enumerate(proto.graph.node):
+        survey.labels[number] = node_label(node, number)
+        for place, inner in [(number, node), *_inner_nodes(node)]:
+            if not is_supported(inner.domain, inner.op_type) and not _has_body(inner, opsets):
+                error = UnsupportedError("the operator is not supported", where=node_label(inner, place))
+                survey.fail(number, error, node.output)
+    return list(survey.failures)
+
+
+def _inner_nodes(node: onnx.NodeProto) -> Iterator[tuple[int, onnx.NodeProto]]:
+    """The nodes of the graphs that a node holds."""
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+            yield from all_nodes(inner)
+
+
+def _leave_out(
+    proto: onnx.ModelProto, without: Collection[int], initializers: Collection[str]
+) -> tuple[tuple[int, ...], Cut]:
+    """Remove nodes, and what needs their results; the tensors they would have read become outputs."""
+    import onnx
+
+    graph = proto.graph
+    links = [
+        Links(
+            frozenset(name for held in (node, *(n for _, n in _inner_nodes(node))) for name in held.input if name),
+            tuple(name for name in node.output if name),
+        )
+        for node in graph.node
+    ]
+    inputs = [value.name for value in graph.input if value.name not in initializers]
+    part = part_without(links, without, inputs, [value.name for value in graph.output])
+    known = {value.name: value for value in graph.output}
+    nodes = [graph.node[number] for number in part.kept]
+    outputs = [known.get(name) or onnx.ValueInfoProto(name=name) for name in part.outputs]
+    gone = set(inputs) - set(part.inputs)
+    left = [value for value in graph.input if value.name not in gone]
+    cut = Cut(len(links), len(links) - len(nodes), part.outputs, part.opened)
+    for field, values in ((graph.node, nodes), (graph.output, outputs), (graph.input, left)):
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        del field[:]
+        field.extend(copies)
+    return part.kept, cut
 
 
 def _has_body(node: onnx.NodeProto, opsets: dict[str, int]) -> bool:

@@ -25,6 +25,7 @@ from ingot.frontend.onnx_custom import custom_types, op_node
 from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, Labelled, Unroller, check_steps, function_body, rename
 from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label, refuse_operators
 from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
+from ingot.frontend.survey import Survey, surveyed
 
 if TYPE_CHECKING:
     import onnx
@@ -64,13 +65,15 @@ class TensorType:
 class StaticGraph:
     """Nodes to convert, in order, with the type of every tensor and the value of every constant.
 
-    A tensor in `extents` has its largest shape as its type.
+    `numbers` has for each node that of the model's node it stands for. A tensor in `extents` has its largest shape as
+    its type.
     """
 
     opset: int
     inputs: list[str]
     outputs: list[str]
     nodes: list[tuple[onnx.NodeProto, str]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     types: dict[str, TensorType] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
@@ -81,12 +84,15 @@ class StaticGraph:
         return list(dict.fromkeys(self.extents[name].counter for name in self.outputs if name in self.extents))
 
 
-def make_static(model: OnnxModel, inputs: dict[str, TensorType], sizes: dict[str, int]) -> StaticGraph:
+def make_static(
+    model: OnnxModel, inputs: dict[str, TensorType], sizes: dict[str, int], survey: Survey | None = None
+) -> StaticGraph:
     """Infer every type and fold constants, for the given static input types.
 
-    Raises ModelError if the model contradicts itself, UnsupportedError if a tensor's shape depends on data.
+    Raises ModelError if the model contradicts itself, UnsupportedError if a tensor's shape depends on data. A survey
+    gets the errors of nodes, and all others are visited.
     """
-    return _Walker(model, inputs, sizes).run()
+    return _Walker(model, inputs, sizes).run(survey)
 
 
 class _Walker:
@@ -111,8 +117,28 @@ class _Walker:
             if 0 in kind.shape:
                 self._constant(name, _empty(kind))
 
-    def run(self) -> StaticGraph:
-        queue = deque((node, node_label(node, index)) for index, node in enumerate(self.model.proto.graph.node))
+    def run(self, survey: Survey | None) -> StaticGraph:
+        static = self.static
+        for number, node in zip(self.model.numbers, self.model.proto.graph.node, strict=True):
+            if survey is not None and survey.skips(number, _reads(node), node.output):
+                continue
+            before = len(static.nodes)
+            with surveyed(survey, number, node.output):
+                self._visit_all(node, node_label(node, number))
+            if survey is not None and number in survey.failures:
+                del static.nodes[before:]
+                for name in node.output:
+                    static.types.pop(name, None)
+                    static.constants.pop(name, None)
+            static.numbers += [number] * (len(static.nodes) - before)
+        for name in static.outputs:
+            if name not in static.types and survey is None:
+                raise ModelError("an output is not computed by any node", where=f"output {name!r}")
+        return static
+
+    def _visit_all(self, whole: onnx.NodeProto, name: str) -> None:
+        """Visit one node of the model, or the nodes that stand for it."""
+        queue = deque([(whole, name)])
         while queue:
             node, label = queue.popleft()
             inner = self._expanded(node, label)
@@ -126,10 +152,6 @@ class _Walker:
             for copy, _ in inner:
                 self.used.update(name for _, held in all_nodes_of(copy) for name in held.input if name)
             queue.extendleft(reversed(inner))
-        for name in self.static.outputs:
-            if name not in self.static.types:
-                raise ModelError("an output is not computed by any node", where=f"output {name!r}")
-        return self.static
 
     def _expanded(self, node: onnx.NodeProto, label: str) -> list[Labelled] | None:
         """The nodes that stand for this one: of a branch, a loop's steps or a function; None for a plain operator."""
@@ -544,6 +566,10 @@ def all_nodes_of(node: onnx.NodeProto) -> list[tuple[int, onnx.NodeProto]]:
         for item in all_nodes(graph)
     )
     return [(0, node), *inner]
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    return {name for _, held in all_nodes_of(node) for name in held.input if name}
 
 
 def _empty(kind: TensorType) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,13 @@ import numpy as np
 
 from ingot.errors import IngotError, ShapeError, UnsupportedError
 from ingot.frontend.bind import Bindable, bound_inputs
-from ingot.frontend.interface import Imported, Quantization, StateTensor, TensorSpec
+from ingot.frontend.interface import Bound, Cut, Imported, Quantization, StateTensor, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
 from ingot.frontend.onnx_read import refuse_operators
 from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
 from ingot.frontend.source import Source, c_name
+from ingot.frontend.survey import Links, Part, Survey, part_without, surveyed
 from ingot.frontend.tflite_variables import OPERATORS as VARIABLE_OPERATORS
 from ingot.frontend.tflite_variables import Variable, Variables
 from ingot.frontend.tflite_verify import tensor_name, verified_model
@@ -36,22 +37,19 @@ _COMPLEX64 = 8
 
 
 def import_tflite(
-    source: Source, shape: Mapping[str, Sequence[int]] | None, bind: Mapping[str, Bindable] | None = None
+    source: Source,
+    shape: Mapping[str, Sequence[int]] | None,
+    bind: Mapping[str, Bindable] | None = None,
+    without: Collection[int] = (),
 ) -> Imported:
     """Import a TFLite model. See `ingot.frontend.import_model`."""
     model = verified_model(source.data, str(source.path))
-    graph = model.Subgraphs(0)
-    places = [int(graph.Inputs(index)) for index in range(graph.InputsLength())]
-    outputs = [int(graph.Outputs(index)) for index in range(graph.OutputsLength())]
-    declared = [DeclaredInput(tensor_name(graph, index), _dims(graph.Tensors(index))) for index in places]
-    dtypes = [_DTYPES.get(graph.Tensors(index).Type(), "uint8") for index in places]
-    bound = bound_inputs(declared, dtypes, bind, shape)
-    given = {**(shape or {}), **{item.spec.name: item.spec.shape for item in bound}}
-    shapes, notices, _ = resolve_shapes(declared, given, may_be_empty={item.spec.name for item in bound})
-    values = {places[item.position]: item.value for item in bound}
-    inputs = [index for index in places if index not in values]
-    importer = _Importer(model, dict(zip(places, shapes.values(), strict=True)), values)
+    importer, part, bound, notices = _prepare(model, shape, bind, without)
+    inputs = [index for index in part.inputs if index not in importer.values]
+    outputs = list(part.outputs)
     module, weights, specs = importer.run(inputs, outputs)
+    count = importer.graph.OperatorsLength()
+    every, opened = (tuple(tensor_name(importer.graph, i) for i in places) for places in (part.outputs, part.opened))
     return Imported(
         module=module,
         weights=weights,
@@ -64,7 +62,47 @@ def import_tflite(
         notices=(*notices, *importer.notices()),
         bound=bound,
         states=importer.states(len(inputs), len(outputs)),
+        cut=Cut(count, count - len(part.kept), every, opened) if without else None,
     )
+
+
+def survey_tflite(
+    source: Source, shape: Mapping[str, Sequence[int]] | None, bind: Mapping[str, Bindable] | None, survey: Survey
+) -> None:
+    """Tell a survey of all operators of a TFLite model that cannot be imported."""
+    model = verified_model(source.data, str(source.path))
+    importer, part, _, _ = _prepare(model, shape, bind, ())
+    inputs = [index for index in part.inputs if index not in importer.values]
+    importer.run(inputs, list(part.outputs), survey)
+
+
+def _prepare(
+    model: tflite.Model,
+    shape: Mapping[str, Sequence[int]] | None,
+    bind: Mapping[str, Bindable] | None,
+    without: Collection[int],
+) -> tuple[_Importer, Part[int], tuple[Bound, ...], tuple[str, ...]]:
+    """An importer for these shapes and bound inputs, what of the graph it takes, what is bound, and the notices."""
+    graph = model.Subgraphs(0)
+    places = [int(graph.Inputs(index)) for index in range(graph.InputsLength())]
+    outputs = [int(graph.Outputs(index)) for index in range(graph.OutputsLength())]
+    part = Part(tuple(range(graph.OperatorsLength())), tuple(places), tuple(outputs), ())
+    if without:
+        operators = [graph.Operators(number) for number in part.kept]
+        links = [Links(frozenset(_reads(operator)), _writes(operator)) for operator in operators]
+        part = part_without(links, without, places, outputs)
+        places = [index for index in places if index in part.inputs]
+    declared = [DeclaredInput(tensor_name(graph, index), _dims(graph.Tensors(index))) for index in places]
+    dtypes = [_DTYPES.get(graph.Tensors(index).Type(), "uint8") for index in places]
+    bound = bound_inputs(declared, dtypes, bind, shape)
+    given = {**(shape or {}), **{item.spec.name: item.spec.shape for item in bound}}
+    shapes, notices, _ = resolve_shapes(declared, given, may_be_empty={item.spec.name for item in bound})
+    values = {places[item.position]: item.value for item in bound}
+    importer = _Importer(model, dict(zip(places, shapes.values(), strict=True)), values, part.kept)
+    left_out = (graph.Operators(number) for number in set(range(graph.OperatorsLength())) - set(part.kept))
+    if any(importer.converter.name_of(operator) == "ASSIGN_VARIABLE" for operator in left_out):
+        raise UnsupportedError("a part of the model would never set a variable", hint="keep the operators that set it")
+    return importer, part, bound, notices
 
 
 def _dims(tensor: tflite.Tensor) -> tuple[Dim, ...]:
@@ -76,14 +114,32 @@ def _dims(tensor: tflite.Tensor) -> tuple[Dim, ...]:
     return tuple(None if open_ == -1 else size for open_, size in zip(signature, stored, strict=True))
 
 
+def _reads(operator: Operator) -> tuple[int, ...]:
+    """The tensors that an operator reads; those it leaves out are none."""
+    places = (int(operator.Inputs(index)) for index in range(operator.InputsLength()))
+    return tuple(place for place in places if place >= 0)
+
+
+def _writes(operator: Operator) -> tuple[int, ...]:
+    return tuple(int(operator.Outputs(index)) for index in range(operator.OutputsLength()))
+
+
 class _Importer:
-    def __init__(self, model: tflite.Model, shapes: dict[int, tuple[int, ...]], values: dict[int, np.ndarray]) -> None:
+    def __init__(
+        self,
+        model: tflite.Model,
+        shapes: dict[int, tuple[int, ...]],
+        values: dict[int, np.ndarray],
+        kept: Sequence[int],
+    ) -> None:
         from tvm import relax
 
         from ingot.frontend.tflite_ops import make_converter
 
         self.graph = model.Subgraphs(0)
         self.shapes = shapes
+        self.values = values
+        self.kept = kept  # numbers of the operators that are imported
         self.bb = relax.BlockBuilder()
         self.weights = Weights()
         self.converter = make_converter(model, self.graph, self.bb, self.weights, values)
@@ -98,11 +154,11 @@ class _Importer:
         return tuple(int(tensor.Shape(axis)) for axis in range(tensor.ShapeLength()))
 
     def run(
-        self, inputs: list[int], outputs: list[int]
+        self, inputs: list[int], outputs: list[int], survey: Survey | None = None
     ) -> tuple[Module, dict[str, np.ndarray], tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
         from tvm import relax
 
-        self._refuse_unsupported()
+        self._refuse_unsupported(survey)
         params = []
         for index in inputs:
             dtype = self._dtype(index, "input")
@@ -116,8 +172,12 @@ class _Importer:
         with self.bb.function("main", params):
             with self.bb.dataflow():
                 try:
-                    for number in range(self.graph.OperatorsLength()):
-                        self._convert(number)
+                    for number in self.kept:
+                        operator = self.graph.Operators(number)
+                        if survey is None or not survey.skips(number, _reads(operator), _writes(operator)):
+                            with surveyed(survey, number, _writes(operator)):
+                                self._convert(number)
+                    outputs = [index for index in outputs if survey is None or index not in survey.lost]
                     results = [self._output(index) for index in outputs]
                     results += [self.current[variable.name] for variable in self.variables.kept]
                 except IngotError as error:
@@ -167,14 +227,19 @@ class _Importer:
             for i, variable in enumerate(self.variables.kept)
         )
 
-    def _refuse_unsupported(self) -> None:
+    def _refuse_unsupported(self, survey: Survey | None) -> None:
+        """Raise UnsupportedError with all operators that are refused, or tell the survey of each."""
         refused: dict[str, list[str]] = {}
-        for number in range(self.graph.OperatorsLength()):
+        for number in self.kept:
             operator = self.graph.Operators(number)
+            if survey is not None:
+                survey.labels[number] = f"operator {number} {self.converter.name_of(operator)}"
             if self.converter.name_of(operator) in VARIABLE_OPERATORS:
                 continue
             reason = self.converter.refusal(operator)
-            if reason is not None:
+            if reason is not None and survey is not None:
+                survey.fail(number, UnsupportedError("the operator is not supported", found=reason), _writes(operator))
+            elif reason is not None:
                 first = tensor_name(self.graph, int(operator.Outputs(0))) if operator.OutputsLength() else "nothing"
                 refused.setdefault(reason, []).append(f"#{number} -> {first}")
         refuse_operators(refused)
@@ -300,12 +365,10 @@ class _Importer:
         constant: set[int] = set()
         for number in range(self.graph.OperatorsLength()):
             operator = self.graph.Operators(number)
-            reads = [int(operator.Inputs(index)) for index in range(operator.InputsLength())]
-            writes = [int(operator.Outputs(index)) for index in range(operator.OutputsLength())]
+            reads, writes = _reads(operator), _writes(operator)
             (computed if computed.intersection(reads) else constant).update(writes)
             name = self.converter.name_of(operator)
-            first = [f"{index}" for index in reads if index >= 0]
-            steps.append(Step(tuple(first), tuple(map(str, writes)), is_view(name)))
+            steps.append(Step(tuple(map(str, reads)), tuple(map(str, writes)), is_view(name)))
             for index in writes:
                 if index in self.known:
                     dtype, shape = self.known[index]

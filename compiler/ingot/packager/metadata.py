@@ -103,6 +103,16 @@ def _state(kept: StateTensor, imported: Imported, program: Program) -> dict[str,
     }
 
 
+def _cut(imported: Imported) -> dict[str, Any] | None:
+    """Where the model was cut, if only a part of it is here."""
+    cut = imported.cut
+    if cut is None:
+        return None
+    failed = [{"node": node, "reason": reason} for node, reason in cut.failed]
+    names = {"outputs": list(cut.outputs), "opened": list(cut.opened)}
+    return {"nodes": cut.nodes, "left_out": cut.left_out, **names, "failed": failed}
+
+
 def tensor_stride(spec: TensorSpec) -> int:
     """Bytes from one tensor of the state to the next."""
     return aligned(tensor_bytes(spec))
@@ -171,6 +181,7 @@ def build_metadata(
             "sha256": imported.source_sha256,
             "peak_bytes": imported.source_peak_bytes,
         },
+        "cut": _cut(imported),
         "kernels": len(program.kernels),
         "steps": len(program.steps),
         "macs": program.macs,

@@ -241,6 +241,7 @@ def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> t
             "seed": seed,
             "fixed": [{"name": spec.name, "dtype": spec.dtype, "position": place} for place, spec, _ in known],
             "next": [s.output for s in fed],
+            "outputs": list(imported.cut.outputs) if imported.cut is not None else None,
             "runs": runs if fed else 1,
             "times": 1 if fed else runs,
         }
@@ -326,6 +327,12 @@ def main() -> int:
     request = json.load(sys.stdin)
     inputs = [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in request["inputs"]]
     path = Path(request["path"])
+    if request["outputs"] is not None:
+        from ingot.packager.source_part import write_part
+
+        whole, path = path, Path(sys.argv[2]).with_name("part")
+        given = [entry["name"] for entry in (*request["inputs"], *request["fixed"])]
+        write_part(whole, request["outputs"], given, path)
     fixed = []
     with np.load(sys.argv[2], allow_pickle=False) as file:
         for i, entry in enumerate(request["fixed"]):
