@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ingot.frontend.custom import CustomOp, OpNode, inferred
+from ingot.frontend.custom import CustomOp, OpNode, Shapes, inferred
 from ingot.frontend.onnx_tensors import tensor_array
 from ingot.frontend.tvm_types import Builder, Expr
 
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 def custom_types(op: CustomOp, node: OpNode) -> list[tuple[int, tuple[int, ...]]]:
     """ONNX's data type number and the shape of each output."""
+    return elements(inferred(op, node))
+
+
+def elements(types: Shapes) -> list[tuple[int, tuple[int, ...]]]:
+    """Shapes and numpy dtype names as ONNX's data type numbers and shapes."""
     import onnx
 
-    found = inferred(op, node)
-    return [(int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))), shape) for shape, dtype in found]
+    return [(int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))), tuple(shape)) for shape, dtype in types]
 
 
 def op_node(

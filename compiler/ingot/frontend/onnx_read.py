@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ingot.errors import ModelError, UnsupportedError
 from ingot.frontend.interface import Cut
+from ingot.frontend.onnx_contrib import DOMAIN, UNDER_ONNX
 from ingot.frontend.onnx_tensors import array_of_raw, external_array, tensor_array
 from ingot.frontend.onnx_wire import RawTensor, split_weights
 from ingot.frontend.survey import Links, Survey, part_without
@@ -70,6 +71,7 @@ def read_onnx(source: Source, without: Collection[int] = (), survey: Survey | No
         ) from None
     _check_text(proto)
     opset = _check_versions(proto)
+    _name_contrib_domain(proto, opset)
     initializers = _take_initializers(proto, source, raw)
     proto = inline_functions(proto, opset)
     numbers, cut = tuple(range(len(proto.graph.node))), None
@@ -132,6 +134,18 @@ def _check_versions(proto: onnx.ModelProto) -> int:
     if proto.graph.sparse_initializer:
         raise UnsupportedError("sparse initializers are not supported", hint="export the model with dense weights")
     return opset
+
+
+def _name_contrib_domain(proto: onnx.ModelProto, opset: int) -> None:
+    """Move norms that ONNX Runtime's optimiser writes under ONNX's domain, where it has none, to com.microsoft."""
+    import onnx
+
+    moved = False
+    for _, node in all_nodes(proto.graph):
+        if node.domain in ("", "ai.onnx") and node.op_type in UNDER_ONNX and not onnx.defs.has(node.op_type, opset, ""):
+            node.domain, moved = DOMAIN, True
+    if moved and all(entry.domain != DOMAIN for entry in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
 def _unchanged_since(proto: onnx.ModelProto, opset: int) -> bool:

@@ -20,8 +20,8 @@ from ingot.frontend.custom import custom_op
 from ingot.frontend.extents import Extent, Situation, follow
 from ingot.frontend.liveness import is_view
 from ingot.frontend.onnx_constants import constant_value, stays_true
-from ingot.frontend.onnx_contrib import DOMAIN, OPERATORS, contrib_body
-from ingot.frontend.onnx_custom import custom_types, op_node
+from ingot.frontend.onnx_contrib import contrib_body, is_contrib
+from ingot.frontend.onnx_custom import custom_types, elements, op_node
 from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, Labelled, Unroller, check_steps, function_body, rename
 from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label, refuse_operators
 from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
@@ -170,11 +170,11 @@ class _Walker:
             if node.op_type == "Scan":
                 return self.unroller.scan(node, [self.static.types[name].shape for name in node.input], label)
             return self._unroll_loop(node, label)
-        if node.domain == DOMAIN and node.op_type in OPERATORS:
+        if is_contrib(node.domain, node.op_type):
             self._check_inputs(node, label)
             self.inlined += 1
-            shapes = {name: self.static.types[name].shape for name in node.input if name}
-            return contrib_body(node, label, f"body{self.inlined}/", shapes, self.static.opset)
+            prefix, graph = f"body{self.inlined}/", self.static
+            return contrib_body(node, label, prefix, graph.opset, graph.types, graph.constants, self._constant)
         if is_supported(node.domain, node.op_type):
             return None
         self._check_inputs(node, label)
@@ -431,9 +431,15 @@ class _Walker:
     def _infer(self, node: onnx.NodeProto, label: str) -> dict[str, TensorType | None]:
         import onnx
 
+        from ingot.frontend.onnx_ops import own_types
+
         custom = custom_op(node.domain, node.op_type)
         if custom is not None:
             made = [TensorType(*kind) for kind in custom_types(custom, op_node(self.static, node, label))]
+            return {name: kind for name, kind in zip(node.output, made, strict=False) if name}
+        own = own_types(node.domain, node.op_type)
+        if own is not None:
+            made = [TensorType(*kind) for kind in elements(own(op_node(self.static, node, label)))]
             return {name: kind for name, kind in zip(node.output, made, strict=False) if name}
         version = self.opsets.get(node.domain, self.opsets.get("ai.onnx" if node.domain == "" else "", 0))
         schema = onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)

@@ -10,11 +10,12 @@ import functools
 import importlib
 from typing import TYPE_CHECKING
 
-from ingot.frontend.custom import custom_op
-from ingot.frontend.onnx_contrib import OPERATORS
-from ingot.frontend.onnx_ops.context import TABLE, Context, Converter
+from ingot.frontend.custom import OpNode, Shapes, custom_op
+from ingot.frontend.onnx_contrib import is_contrib
+from ingot.frontend.onnx_ops.context import TABLE, TYPES, Context, Converter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _FAMILIES = (
@@ -65,7 +66,7 @@ IN_FLOAT32 = frozenset(
         "DeformConv", "Col2Im",
     )
 )  # fmt: skip
-# Contrib operators that TVM lists by bare name.
+# Operators of com.microsoft that TVM lists by bare name: written out by `onnx_contrib`.
 _CONTRIB = frozenset(("FastGelu", "BiasGelu", "SkipLayerNormalization", "MatMulInteger16"))
 
 
@@ -81,7 +82,7 @@ def tvm_converters() -> dict[str, Any]:
     from tvm.relax.frontend.onnx import onnx_frontend
 
     table = onnx_frontend._get_convert_map()
-    return {name: table[name] for name in table if name not in _NOT_TENSORS | _BY_BODY}
+    return {name: table[name] for name in table if name not in _NOT_TENSORS | _BY_BODY | _CONTRIB}
 
 
 def own_converter(domain: str, operator: str) -> Converter | None:
@@ -90,19 +91,23 @@ def own_converter(domain: str, operator: str) -> Converter | None:
     return TABLE.get(("" if domain == "ai.onnx" else domain, operator))
 
 
+def own_types(domain: str, operator: str) -> Callable[[OpNode], Shapes] | None:
+    """What tells the outputs of an operator that the onnx package infers none for, if this compiler does."""
+    _load_families()
+    return TYPES.get((domain, operator))
+
+
 def is_supported(domain: str, operator: str) -> bool:
     """Whether some converter takes this operator."""
     if custom_op(domain, operator) is not None:
         return True
     if own_converter(domain, operator) is not None:
         return True
-    if domain == "com.microsoft":
-        if operator in OPERATORS:
-            return True
-        return operator in _CONTRIB and operator in tvm_converters()
+    if is_contrib(domain, operator):
+        return True
     if domain not in ("", "ai.onnx"):
         return False
-    return operator in _STATIC or (operator in tvm_converters() and operator not in _CONTRIB)
+    return operator in _STATIC or operator in tvm_converters()
 
 
-__all__ = ["IN_FLOAT32", "Context", "Converter", "is_supported", "own_converter", "tvm_converters"]
+__all__ = ["IN_FLOAT32", "Context", "Converter", "is_supported", "own_converter", "own_types", "tvm_converters"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingot.errors import UnsupportedError
+from ingot.frontend.custom import OpNode, Shapes
 from ingot.frontend.tvm_types import Expr, Value
 
 if TYPE_CHECKING:
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 
 Converter = Callable[["Context"], Expr]
 TABLE: dict[tuple[str, str], Converter] = {}
+# Shapes and dtypes of the outputs of operators for which the onnx package infers none.
+TYPES: dict[tuple[str, str], Callable[[OpNode], Shapes]] = {}
 
 
-def converts(*operators: str, domain: str = "") -> Callable[[Converter], Converter]:
-    """Register a function as the converter of these operators.
+def converts(
+    *operators: str, domain: str = "", types: Callable[[OpNode], Shapes] | None = None
+) -> Callable[[Converter], Converter]:
+    """Register a function as the converter of these operators; `types` tells their outputs where onnx does not.
 
     It returns one Relax expression, or a list of them for several outputs (None for an output it does not make).
     NotImplemented hands the node, with the inputs as the converter left them, on to TVM's converter.
@@ -31,6 +36,8 @@ def converts(*operators: str, domain: str = "") -> Callable[[Converter], Convert
     def register(function: Converter) -> Converter:
         for operator in operators:
             TABLE[(domain, operator)] = function
+            if types is not None:
+                TYPES[(domain, operator)] = types
         return function
 
     return register

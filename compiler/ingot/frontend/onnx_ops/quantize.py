@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ingot.frontend.custom import OpNode, Shapes
+from ingot.frontend.onnx_contrib import DOMAIN
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 from ingot.frontend.onnx_ops.convolution import convolution
 from ingot.frontend.tvm_types import Expr
@@ -53,7 +55,17 @@ def _parameters(ctx: Context, stored: str) -> tuple[Expr, Expr, int]:
     return ctx.array("scale", scale), ctx.array("zero_point", zero), axis
 
 
+def _as_zero_point(node: OpNode) -> Shapes:
+    return [(node.shapes[0], node.dtypes[2] if len(node.dtypes) > 2 else "uint8")]
+
+
+def _as_scale(node: OpNode) -> Shapes:
+    return [(node.shapes[0], node.dtypes[1])]
+
+
+# Those of com.microsoft are the same with 16-bit types, before ONNX had them.
 @converts("QuantizeLinear")
+@converts("QuantizeLinear", domain=DOMAIN, types=_as_zero_point)
 def _quantize(ctx: Context) -> Expr:
     from tvm import relax
 
@@ -67,6 +79,7 @@ def _quantize(ctx: Context) -> Expr:
 
 
 @converts("DequantizeLinear")
+@converts("DequantizeLinear", domain=DOMAIN, types=_as_scale)
 def _dequantize(ctx: Context) -> Expr:
     from tvm import relax
 
