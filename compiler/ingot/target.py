@@ -13,6 +13,7 @@ Cortex-A72 AES; the Raspberry Pi 4 has none).
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import stat
@@ -200,6 +201,15 @@ class Target(_Strict):
     def arch(self) -> Architecture:
         """x86_64, aarch64, arm or riscv64."""
         return TRIPLES[self.triple]
+
+    @property
+    def log_name(self) -> str:
+        """The name tuning logs know the target by: its own, or for "native" one that only machines like this share."""
+        if self.name != NATIVE:
+            return self.name
+        cores = [(cluster.count, cluster.name, cluster.cpu) for cluster in self.cores]
+        facts = repr((self.triple, self.cpu, sorted(self.features), cores, tuple(self.cache)))
+        return f"{NATIVE}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
     @property
     def zig_triple(self) -> str:

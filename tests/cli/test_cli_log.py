@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from ingot.autotune.log import Record, append, encode, read
+from ingot.autotune.log import Record, append, encode, log_path, read
+from ingot.target import native_target
 
 Ingot = Callable[..., Result]
 ONE = Record("raspberry-pi-4", "conv2d(1,56,56,64)", 1, {"m": 4, "n": 8}, "ok", 1_234_500.0, 0.02, "ssh://pi")
@@ -39,6 +40,17 @@ def test_list_shows_the_best_of_a_target(ingot: Ingot, logs: Path) -> None:
     lines = [line for line in result.stdout.splitlines() if line.startswith("conv2d")]
     assert [line.split()[2:5] for line in lines] == [["3", "1.000", "ms"], ["1", "5", "million"]]
     assert "m=6 n=8" in lines[0]
+
+
+def test_native_is_the_log_of_machines_like_this_one(ingot: Ingot, tmp_path: Path) -> None:
+    here, logs = native_target(), tmp_path / "logs"
+    elsewhere = here.model_copy(update={"features": here.features[1:]})
+    assert here.log_name == native_target().log_name != elsewhere.log_name
+    append(log_path(logs, here.log_name), [replace(ONE, target=here.log_name)])
+    append(log_path(logs, elsewhere.log_name), [replace(FASTER, target=elsewhere.log_name)])
+    found = ingot("log", "list", "native", "--log", logs)
+    lines = [line for line in found.stdout.splitlines() if line.startswith("conv2d")]
+    assert [line.split()[3:5] for line in lines] == [["1.234", "ms"]]
 
 
 def test_list_of_what_was_never_measured(ingot: Ingot, logs: Path) -> None:

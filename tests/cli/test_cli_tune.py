@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import loopback_sshd
 from autotune.small import small_model
 from ingot.autotune.log import log_path, read
 from ingot.autotune.lookup import load
-from ingot.target import load_target
+from ingot.target import load_target, native_target
 from loopback_sshd import Sshd
 from strict_skips import in_ci
 
@@ -30,7 +31,11 @@ def tuning(model: Path, logs: Path, trials: int, *options: str) -> subprocess.Po
     command = [sys.executable, "-m", "ingot.cli.main", "tune", str(model), "--log", str(logs), "--trials", str(trials)]
     command += options
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell without job control starts background jobs deaf to Ctrl-C, and children inherit that.
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=hearing
+    )
 
 
 @pytest.fixture
@@ -50,9 +55,9 @@ def fresh_boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_goes_on(tiny_model: Path, tmp_path: Path, ingot: Ingot) -> None:
+def test_runs_killed_and_interrupted_in_the_middle_lose_nothing(tiny_model: Path, tmp_path: Path, ingot: Ingot) -> None:
     logs = tmp_path / "logs"
-    path = log_path(logs, "native")
+    path = log_path(logs, native_target().log_name)
     first = tuning(tiny_model, logs, 200)
     limit = time.monotonic() + 120
     while not (path.is_file() and path.stat().st_size) and time.monotonic() < limit and first.poll() is None:
@@ -62,10 +67,15 @@ def test_a_run_killed_in_the_middle_goes_on(tiny_model: Path, tmp_path: Path, in
     before, counts = read(path)
     assert before
     assert counts.skipped == 0
-    second = tuning(tiny_model, logs, 3)
+    size = path.stat().st_size
+    second = tuning(tiny_model, logs, 200)
+    while path.stat().st_size == size and time.monotonic() < limit and second.poll() is None:
+        time.sleep(0.05)
+    second.send_signal(signal.SIGINT)
     out, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
+    assert second.returncode == 130, err
     assert "known before" in out
+    assert "Traceback" not in err
     after, _ = read(path)
     assert after[: len(before)] == before
     assert len(after) > len(before)
@@ -160,7 +170,7 @@ def test_tuning_goes_on_when_a_board_reboots(tmp_path: Path, fresh_boards: list[
     out, err = tuner.communicate(timeout=300)
     assert tuner.returncode == 0, err
     assert "6 configs measured" in out
-    records, counts = read(log_path(logs, "native"))
+    records, counts = read(log_path(logs, native_target().log_name))
     assert counts.skipped == 0
     assert {r.status for r in records} <= {"ok", "rejected"}
     assert "ssh://two" in {r.board for r in records if r.ok} <= {"ssh://one", "ssh://two"}

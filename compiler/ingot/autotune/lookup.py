@@ -111,7 +111,7 @@ def siblings(target: Target, folder: Path) -> list[str]:
 
     found = []
     for path in sorted(folder.glob("*.jsonl")):
-        if path.stem == target.name or "+" in path.stem:
+        if path.stem == target.log_name or "+" in path.stem:
             continue
         try:
             other = load_target(path.stem)
@@ -134,7 +134,7 @@ def load(target: Target, log: Path | None = None, threads: int = 1, *, shipped: 
     if shipped:
         folders.append(shipped_folder())
     counts, sources = Counts(), []
-    own = [(folder, [target.name]) for folder in folders]
+    own = [(folder, [target.log_name]) for folder in folders]
     others = [(folder, siblings(target, folder)) for folder in folders if folder.is_dir()]
     for folder, names in (*own, *others):
         for name in names:

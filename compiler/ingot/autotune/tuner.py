@@ -84,7 +84,7 @@ class Tuner:
     ) -> None:
         self.tasks = {task.key: task for task in tasks}
         self.target, self.board, self.settings = target, board, settings
-        self.path = log_path(folder, target.name, instructions=board.unit == "instructions")
+        self.path = log_path(folder, target.log_name, instructions=board.unit == "instructions")
         self.changed = changed
         self.status = Status()
         self.ranker = Ranker(target, settings.seed)
@@ -109,7 +109,7 @@ class Tuner:
 
     def _resume(self) -> None:
         """Take what the log has of these tasks on this target."""
-        records = [r for r in read(self.path)[0] if r.target == self.target.name]
+        records = [r for r in read(self.path)[0] if r.target == self.target.log_name]
         mine = [r for r in records if r.threads == self.settings.threads and r.task in self.progress]
         times: dict[str, dict[Any, list[float]]] = {}
         for record in mine:
@@ -138,9 +138,9 @@ class Tuner:
         for folder in dict.fromkeys([own, *folders]):
             if not folder.is_dir():
                 continue
-            for name in (self.target.name, *siblings(self.target, folder)):
+            for name in (self.target.log_name, *siblings(self.target, folder)):
                 path = log_path(folder, name)
-                if path == self.path and name == self.target.name:
+                if path == self.path and name == self.target.log_name:
                     records = [r for r in read(path)[0] if r.task not in self.progress]
                 else:
                     records = read(path)[0]
@@ -290,7 +290,7 @@ class Tuner:
         ns = round(found.ratio * base, 1) if found.ratio is not None and base is not None else None
         status = found.status if ns is not None or found.status != "ok" else "crash"
         return Record(
-            self.target.name,
+            self.target.log_name,
             key,
             self.settings.threads,
             encode(config),
@@ -335,7 +335,8 @@ class Tuner:
         from ingot.autotune.lookup import Lookup, rank
         from ingot.passes.picks import Choice
 
-        lookup = Lookup([rank(r for r in read(self.path)[0] if r.target == self.target.name)], self.settings.threads)
+        mine = rank(r for r in read(self.path)[0] if r.target == self.target.log_name)
+        lookup = Lookup([mine], self.settings.threads)
         chosen = {}
         for key, task in self.tasks.items():
             chosen[key] = lookup(Choice(None, key, partial(tuple, task.space), task.default))

@@ -40,11 +40,18 @@ def list_logs(target: str | None, folder: Path | None) -> None:
     from ingot.autotune.log import log_path, shipped_folder
 
     folders = [("shipped", shipped_folder())] + ([("yours", folder)] if folder else [])
+    target = _log_name(target) if target else None
     if target is None:
         _list_files([(whose, path) for whose, place in folders for path in _logs_in(place)])
         return
     paths = [log_path(place, target, instructions=counted) for _, place in folders for counted in (False, True)]
     _list_best([path for path in paths if path.exists()], target)
+
+
+def _log_name(target: str) -> str:
+    from ingot.target import NATIVE, native_target
+
+    return native_target().log_name if target == NATIVE else target
 
 
 def _logs_in(folder: Path) -> list[Path]:
@@ -173,7 +180,8 @@ def prune(target: str, folder: Path, keep: int) -> None:
     from ingot.autotune.log import log_path, rewrite
     from ingot.cli.console import clean, console
 
-    paths = [log_path(folder, target), log_path(folder, target, instructions=True)]
+    name = _log_name(target)
+    paths = [log_path(folder, name), log_path(folder, name, instructions=True)]
     for path in [path for path in paths if path.exists()] or paths[:1]:
         before, after, counts = rewrite(path, keep)
         dropped = f", {counts.skipped} lines that were no records removed" if counts.skipped else ""

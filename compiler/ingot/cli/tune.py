@@ -113,8 +113,10 @@ def command(
                 tuner.run(pool)
             except KeyboardInterrupt:
                 live.close()
-                out.print("interrupted: everything measured so far is in the log")
-        _finish(tuner, state, log, interrupted=tuner.status.stage != "done")
+                _count(tuner)
+                raise
+        _count(tuner)
+        _finish(tuner, state, log)
 
 
 @contextlib.contextmanager
@@ -138,20 +140,24 @@ def _workers(
         yield shared, BoardPool(named) if named else ClusterBoard(shared, target)
 
 
-def _finish(tuner: Tuner, state: Any, log: Path, *, interrupted: bool) -> None:  # noqa: ANN401 - passes.state.State
+def _count(tuner: Tuner) -> None:
+    """Say how much was measured, and where it is kept."""
+    from ingot.cli.console import clean, console
+
+    status = tuner.status
+    resumed = f" and {status.resumed} known before" if status.resumed else ""
+    console().print(
+        f"{status.trials} configs measured{resumed}, {status.failures} of them failed, in {clean(tuner.path)}",
+        soft_wrap=True,
+    )
+
+
+def _finish(tuner: Tuner, state: Any, log: Path) -> None:  # noqa: ANN401 - passes.state.State
     """Compare the whole model before and after, and keep what makes it faster."""
     from ingot.autotune.whole import WholeModel, settle
     from ingot.cli.console import clean, console
 
     out = console()
-    status = tuner.status
-    resumed = f" and {status.resumed} known before" if status.resumed else ""
-    out.print(
-        f"{status.trials} configs measured{resumed}, {status.failures} of them failed, in {clean(tuner.path)}",
-        soft_wrap=True,
-    )
-    if interrupted:
-        return
     found = tuner.picks()
     if not found:
         out.print("no config is faster than what the compiler chooses by itself")
