@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ingot.frontend.custom import CustomOp, OpNode, Shapes, inferred
+from ingot.frontend.custom import OpNode, Shapes, custom_op, inferred
 from ingot.frontend.onnx_tensors import tensor_array
 from ingot.frontend.tvm_types import Builder, Expr
 
@@ -17,15 +17,22 @@ if TYPE_CHECKING:
     from ingot.frontend.onnx_static import StaticGraph
 
 
-def custom_types(op: CustomOp, node: OpNode) -> list[tuple[int, tuple[int, ...]]]:
-    """ONNX's data type number and the shape of each output."""
-    return elements(inferred(op, node))
+def known_types(graph: StaticGraph, node: onnx.NodeProto, label: str) -> list[tuple[int, tuple[int, ...]]] | None:
+    """ONNX's data type number and the shape of each output, by what tells them instead of onnx; None if nothing does.
 
-
-def elements(types: Shapes) -> list[tuple[int, tuple[int, ...]]]:
-    """Shapes and numpy dtype names as ONNX's data type numbers and shapes."""
+    That is the user for an operator of theirs, or this compiler where onnx infers nothing.
+    """
     import onnx
 
+    from ingot.frontend.onnx_ops import own_types
+
+    custom, own = custom_op(node.domain, node.op_type), own_types(node.domain, node.op_type)
+    if custom is not None:
+        types: Shapes = inferred(custom, op_node(graph, node, label))
+    elif own is not None:
+        types = own(op_node(graph, node, label))
+    else:
+        return None
     return [(int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))), tuple(shape)) for shape, dtype in types]
 
 

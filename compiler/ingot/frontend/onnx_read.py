@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 OLDEST_IR, OLDEST_OPSET = 3, 7
 _MAX_NODES = 1_000_000
 _LISTED_NODES = 20
+# What to do about operators that users of scikit-learn and ONNX Runtime meet.
+_HINTS = {
+    "ai.onnx.ml:ZipMap": "export without ZipMap: with skl2onnx, options={id(model): {'zipmap': False}}",
+    "com.microsoft.nchwc:Conv": "let ONNX Runtime optimise up to ORT_ENABLE_EXTENDED at most",
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,10 @@ def _check_versions(proto: onnx.ModelProto) -> int:
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx"):
             opset = max(opset, entry.version)
+    if opset == 0 and all(node.domain not in ("", "ai.onnx") for _, node in all_nodes(proto.graph)):
+        # Of other domains alone: what their nodes become is of the newest.
+        opset = newest_opset
+        proto.opset_import.append(onnx.helper.make_opsetid("", opset))
     if not OLDEST_OPSET <= opset <= newest_opset and not _unchanged_since(proto, opset):
         raise UnsupportedError(
             "the model's ONNX opset is not supported",
@@ -333,11 +342,13 @@ def refuse_operators(refused: dict[str, list[str]]) -> None:
         names = [name if len(name) <= 60 else f"{name[:57]}..." for name in refused[operator]]
         more = f" and {len(names) - _LISTED_NODES} more" if len(names) > _LISTED_NODES else ""
         listed.append(f"{operator} ({', '.join(names[:_LISTED_NODES])}{more})")
+    hints = [_HINTS[operator] for operator in sorted(refused) if operator in _HINTS]
     raise UnsupportedError(
         "the model uses operators that are not supported",
         where=f"{sum(map(len, refused.values()))} nodes",
         found="; ".join(listed),
-        hint="replace these operators before exporting the model, or teach them with ingot.register_op",
+        hint="; ".join(hints)
+        or "replace these operators before exporting the model, or teach them with ingot.register_op",
     )
 
 

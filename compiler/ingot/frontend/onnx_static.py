@@ -16,12 +16,11 @@ import numpy as np
 from ingot.errors import ModelError, UnsupportedError
 from ingot.frontend.counted import OPERATORS as COUNTED
 from ingot.frontend.counted import bounds
-from ingot.frontend.custom import custom_op
 from ingot.frontend.extents import Extent, Situation, follow
 from ingot.frontend.liveness import is_view
 from ingot.frontend.onnx_constants import constant_value, stays_true
 from ingot.frontend.onnx_contrib import contrib_body, is_contrib
-from ingot.frontend.onnx_custom import custom_types, elements, op_node
+from ingot.frontend.onnx_custom import known_types
 from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, Labelled, Unroller, check_steps, function_body, rename
 from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label, refuse_operators
 from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
@@ -431,16 +430,9 @@ class _Walker:
     def _infer(self, node: onnx.NodeProto, label: str) -> dict[str, TensorType | None]:
         import onnx
 
-        from ingot.frontend.onnx_ops import own_types
-
-        custom = custom_op(node.domain, node.op_type)
-        if custom is not None:
-            made = [TensorType(*kind) for kind in custom_types(custom, op_node(self.static, node, label))]
-            return {name: kind for name, kind in zip(node.output, made, strict=False) if name}
-        own = own_types(node.domain, node.op_type)
-        if own is not None:
-            made = [TensorType(*kind) for kind in elements(own(op_node(self.static, node, label)))]
-            return {name: kind for name, kind in zip(node.output, made, strict=False) if name}
+        known = known_types(self.static, node, label)
+        if known is not None:
+            return {name: TensorType(*kind) for name, kind in zip(node.output, known, strict=False) if name}
         version = self.opsets.get(node.domain, self.opsets.get("ai.onnx" if node.domain == "" else "", 0))
         schema = onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
         types, constants = self.static.types, self.static.constants

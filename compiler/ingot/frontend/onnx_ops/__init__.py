@@ -23,8 +23,10 @@ _FAMILIES = (
     "convolution",
     "counted",
     "elementwise",
+    "features",
     "index",
     "linear",
+    "linear_models",
     "normalization",
     "pad",
     "quantize",
@@ -36,6 +38,7 @@ _FAMILIES = (
     "shape",
     "signal",
     "ngrams",
+    "trees",
     "windows",
 )
 
