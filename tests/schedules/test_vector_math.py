@@ -6,9 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from onnx import helper
 from tvm import relax
 
-from passes.build import finish, relax_state
+import ingot
+from ingot.emulator import run_under_qemu
+from ingot.target import load_target
+from passes.build import finish, onnx_bytes, onnxruntime_outputs, relax_state
 from passes.execute import execute
 from schedules.common import TARGETS
 
@@ -68,3 +72,21 @@ def test_tanh_and_erf(tmp_path, target, name, bound):
     fine = ~np.isnan(x)
     assert np.abs(got[fine] - want[fine]).max() <= bound
     np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-4-32bit"])
+def test_a_long_chain_on_a_board(tmp_path, qemu, board):
+    """Twelve functions in one expression; nested names once made every further one several times slower to compile."""
+    qemu(load_target(board).arch)
+    kinds = ["Sigmoid", "Tanh", "Erf", "Tanh"] * 3
+    names = ["x", *(f"t{i}" for i in range(len(kinds)))]
+    nodes = [helper.make_node(k, [a], [b]) for k, a, b in zip(kinds, names, names[1:], strict=False)]
+    x = np.concatenate([np.linspace(-9, 9, 101), EDGES]).astype(np.float32)
+    model = onnx_bytes(nodes, {"x": x.shape}, [names[-1]], {})
+    (tmp_path / "chain.onnx").write_bytes(model)
+    path = ingot.compile(tmp_path / "chain.onnx", target=board, selftest=False).save(tmp_path / "chain.so")
+    (got,) = run_under_qemu(path, [x], load_target(board))
+    (want,) = onnxruntime_outputs(model, {"x": x})
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
+    np.testing.assert_allclose(got[~np.isnan(x)], want[~np.isnan(x)], rtol=0, atol=1e-6)

@@ -17,7 +17,7 @@ from tvm.ir.transform import Sequential
 from ingot.errors import CompilerError, ToolchainError
 from ingot.schedules import fixed_point, llvm_forms
 from ingot.schedules.lanes import lower_lanes
-from ingot.schedules.vector_math import replace_calls
+from ingot.schedules.vector_math import name_calls
 from ingot.target import Target
 
 # Stack memory of one kernel: a thread's stack is at least 128 KiB (musl's default).
@@ -52,9 +52,9 @@ def _task_range(module: Any, _: Any) -> Any:  # noqa: ANN401
     return tvm.IRModule(functions)
 
 
-@tvm.transform.module_pass(opt_level=0, name="ingot.ReplaceCalls")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
-def _replace_calls(module: Any, _: Any) -> Any:  # noqa: ANN401
-    return tvm.IRModule({gvar: replace_calls(function) for gvar, function in module.functions.items()})
+@tvm.transform.module_pass(opt_level=0, name="ingot.NameCalls")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
+def _name_calls(module: Any, _: Any) -> Any:  # noqa: ANN401
+    return tvm.IRModule({gvar: name_calls(function) for gvar, function in module.functions.items()})
 
 
 @tvm.transform.module_pass(opt_level=0, name="ingot.LowerLanes")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
@@ -118,8 +118,7 @@ def _passes(llvm_target: Any, target: Target) -> Any:  # noqa: ANN401
             _task_range,
             tirx.transform.FlattenBuffer(),
             tirx.transform.BF16ComputeLegalize(),
-            # After it: that pass gives nested lets, which these functions are made of, wrong values.
-            _replace_calls,
+            _name_calls,
             narrow,
             s_tir.transform.LoopPartition(),
             tirx.transform.VectorizeLoop(True),

@@ -23,11 +23,17 @@ Text = Callable[[Target, str], str]
 
 _PREFIX = "ingot_form_"
 _FORMS: dict[str, Text] = {}
+_OPERATORS: dict[str, Callable[[Any], Any]] = {}
 
 
 def register(family: str, text: Text) -> None:
     """Make known how the forms called `family` or `family_...` are written."""
     _FORMS[family] = text
+
+
+def lower_operator(name: str, lower: Callable[[Any], Any]) -> None:
+    """Make known how calls of an operator of ours become calls of a form, once they are vectorised."""
+    _OPERATORS[name] = lower
 
 
 def name_of(family: str, *parts: object) -> str:
@@ -45,8 +51,9 @@ def link(functions: Mapping[Any, Any], target: Target) -> dict[Any, Any]:
     called: set[str] = set()
 
     def visit(expr: Any) -> Any:  # noqa: ANN401
-        if str(getattr(expr.op, "name", "")) == NARROW_BF16:
-            expr = _narrow(expr)
+        lower = _OPERATORS.get(str(getattr(expr.op, "name", "")))
+        if lower is not None:
+            expr = lower(expr)
         if len(expr.args) > 0 and isinstance(expr.args[0], ir.StringImm) and expr.args[0].value.startswith(_PREFIX):
             called.add(str(expr.args[0].value))
         return expr
@@ -116,3 +123,4 @@ def _narrow_text(target: Target, name: str) -> str:
 
 
 register("narrow", _narrow_text)
+lower_operator(NARROW_BF16, _narrow)

@@ -1,5 +1,9 @@
 """exp, sigmoid, tanh and erf as arithmetic, so that they vectorise on every ISA and call no libm.
 
+Each is an LLVM function of its own that is inlined (`schedules.llvm_forms`): as TIR expressions, whose values are used
+several times, they would be analysed again by every pass at every level of nesting, which is exponential. In TIR they
+are operators (`name_calls`), which are vectorised like any other.
+
 Largest errors against float64, over all arguments in the stated range (`tests/schedules/test_vector_math.py`):
 exp 1.1 ulp for x in [-86.6, 88.7] (smaller results flush to 0, larger are inf); sigmoid 2.5 ulp where the result is
 normal; tanh absolute error 4e-7; erf absolute error 4e-7. NaN stays NaN. Only float32 is replaced.
@@ -7,31 +11,80 @@ normal; tanh absolute error 4e-7; erf absolute error 4e-7. NaN stays NaN. Only f
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import tvm_ffi
 from tvm import ir, tirx
+from tvm.ir import _ffi_api as ir_api
 
-Expr = Any  # TVM ships no types; a TIR expression
-
-
-def _let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
-    """Bind a value that is used several times to a name, so that the expression stays a small tree."""
-    var = tirx.Var("t", str(value.ty.dtype))
-    return tirx.Let(var, value, body(var))
+from ingot.schedules import llvm_forms
+from ingot.target import Target
 
 
-def _f(value: float) -> Expr:
-    return tirx.const(value, "float32")
+class _Function:
+    """The text of an LLVM function of one float32 vector, or scalar; values are LLVM's words for them."""
 
+    def __init__(self, lanes: int, target: Target) -> None:
+        self.lanes = lanes
+        self.target = target
+        self.lines: list[str] = []
+        self.declared: set[str] = set()
+        self.float, self.int, self.bool = (f"<{lanes} x {t}>" if lanes > 1 else t for t in ("float", "i32", "i1"))
 
-def _horner(x: Expr, coefficients: tuple[float, ...]) -> Expr:
-    """Return the polynomial with the given coefficients, highest power first."""
-    total: Expr = _f(coefficients[0])
-    for coefficient in coefficients[1:]:
-        total = total * x + _f(coefficient)
-    return total
+    def value(self, text: str) -> str:
+        """Add an instruction and return its result."""
+        name = f"%v{len(self.lines)}"
+        self.lines.append(f"{name} = {text}")
+        return name
+
+    def constant(self, value: float) -> str:
+        """Return a float32 constant, which LLVM wants as the bits of a float64."""
+        rounded = struct.unpack("f", struct.pack("f", value))[0]
+        text = f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
+        return f"splat (float {text})" if self.lanes > 1 else text
+
+    def whole(self, value: int) -> str:
+        """Return an int32 constant."""
+        return f"splat (i32 {value})" if self.lanes > 1 else str(value)
+
+    def arithmetic(self, operation: str, a: str, b: str) -> str:
+        """Return fadd, fsub, fmul or fdiv of two values."""
+        return self.value(f"{operation} {self.float} {a}, {b}")
+
+    def call(self, intrinsic: str, *values: str) -> str:
+        """Return LLVM's intrinsic of the values."""
+        name = f"@llvm.{intrinsic}.{f'v{self.lanes}f32' if self.lanes > 1 else 'f32'}"
+        self.declared.add(f"declare {self.float} {name}({', '.join([self.float] * len(values))})")
+        return self.value(f"call {self.float} {name}({', '.join(f'{self.float} {v}' for v in values)})")
+
+    def fma(self, a: str, b: str, c: str) -> str:
+        """Return a * b + c, rounded once where the CPU has an instruction for it."""
+        return self.call("fmuladd", a, b, c)
+
+    def clamped(self, x: str, low: float, high: float) -> str:
+        """Return x between low and high; NaN stays NaN."""
+        least, most = self.constant(low), self.constant(high)
+        if self.target.arch == "aarch64":
+            return self.call("minimum", self.call("maximum", x, least), most)
+        # A comparison with NaN is false, which leaves it: minps and maxps in this order of operands.
+        below = self.value(f"fcmp ogt {self.float} {least}, {x}")
+        raised = self.value(f"select {self.bool} {below}, {self.float} {least}, {self.float} {x}")
+        above = self.value(f"fcmp olt {self.float} {most}, {raised}")
+        return self.value(f"select {self.bool} {above}, {self.float} {most}, {self.float} {raised}")
+
+    def horner(self, x: str, coefficients: tuple[float, ...]) -> str:
+        """Return the polynomial with the given coefficients, highest power first."""
+        total = self.constant(coefficients[0])
+        for coefficient in coefficients[1:]:
+            total = self.fma(total, x, self.constant(coefficient))
+        return total
+
+    def text(self, name: str, result: str) -> str:
+        """Return the function with its declarations."""
+        head = f"define {self.float} @{name}({self.float} %x) alwaysinline {{"
+        return "\n".join([head, *self.lines, f"ret {self.float} {result}", "}", *sorted(self.declared)])
 
 
 # Cephes expf (S. Moshier, 1989): exp(r) for |r| <= ln(2) / 2 as 1 + r + r^2 * p(r).
@@ -45,54 +98,35 @@ _SIGMOID_LIMIT = 87.0
 _ROUND = 12582912.0
 
 
-def _clamped(x: Expr, low: float, high: float, body: Callable[[Expr], Expr]) -> Expr:
-    """Return the body of x between low and high, or of NaN: a comparison with it is false, which leaves it."""
-
-    def below(value: Expr) -> Expr:
-        return _let(tirx.Select(_f(high) < value, _f(high), value), body)
-
-    return _let(x, lambda value: _let(tirx.Select(_f(low) > value, _f(low), value), below))
-
-
-def _power(x: Expr, *, may_overflow: bool) -> Expr:
+def _power(f: _Function, x: str, *, may_overflow: bool) -> str:
     """Return e^x for NaN and x in [_EXP_LOW, _EXP_HIGH]: 2^n * exp(r) with x = n ln 2 + r and |r| <= ln(2) / 2.
 
     (Cody and Waite's reduction.) If it may overflow, n may be 128, for which the exponent field has no room: the factor
     is 2^(n-1) then, and 2.
     """
-
-    def with_sum(shifted: Expr) -> Expr:
-        def with_n(n: Expr) -> Expr:
-            def with_r(r: Expr) -> Expr:
-                value = (_horner(r, _EXP) * r) * r + r + _f(1.0)
-                bits = tirx.reinterpret("int32", shifted) + tirx.const(127 - may_overflow - 0x4B400000, "int32")
-                scaled = value * tirx.reinterpret("float32", tirx.shift_left(bits, tirx.const(23, "int32")))
-                return scaled * _f(2.0) if may_overflow else scaled
-
-            return _let(x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW), with_r)
-
-        return _let(shifted - _f(_ROUND), with_n)
-
-    return _let(x * _f(_LOG2E) + _f(_ROUND), with_sum)
+    shifted = f.fma(x, f.constant(_LOG2E), f.constant(_ROUND))
+    n = f.arithmetic("fsub", shifted, f.constant(_ROUND))
+    r = f.fma(n, f.constant(-_LN2_LOW), f.fma(n, f.constant(-_LN2_HIGH), x))
+    value = f.arithmetic("fadd", f.fma(f.arithmetic("fmul", f.horner(r, _EXP), r), r, r), f.constant(1.0))
+    whole = f.value(f"bitcast {f.float} {shifted} to {f.int}")
+    bits = f.value(f"add {f.int} {whole}, {f.whole(127 - may_overflow - 0x4B400000)}")
+    exponent = f.value(f"shl {f.int} {bits}, {f.whole(23)}")
+    scaled = f.arithmetic("fmul", value, f.value(f"bitcast {f.int} {exponent} to {f.float}"))
+    return f.arithmetic("fmul", scaled, f.constant(2.0)) if may_overflow else scaled
 
 
-def exp(x: Expr) -> Expr:
+def _exp(f: _Function, x: str) -> str:
     """Return e^x."""
-
-    def guarded(value: Expr) -> Expr:
-        inside = _clamped(value, _EXP_LOW, _EXP_HIGH, lambda clamped: _power(clamped, may_overflow=True))
-        return tirx.Select(value < _f(_EXP_LOW), _f(0.0), inside)
-
-    return _let(x, guarded)
+    power = _power(f, f.clamped(x, _EXP_LOW, _EXP_HIGH), may_overflow=True)
+    vanishes = f.value(f"fcmp olt {f.float} {x}, {f.constant(_EXP_LOW)}")
+    return f.value(f"select {f.bool} {vanishes}, {f.float} {f.constant(0.0)}, {f.float} {power}")
 
 
-def sigmoid(x: Expr) -> Expr:
+def _sigmoid(f: _Function, x: str) -> str:
     """Return 1 / (1 + e^-x); below -87 it stays 1.6e-38."""
-
-    def inside(negative: Expr) -> Expr:
-        return _f(1.0) / (_f(1.0) + _power(negative, may_overflow=False))
-
-    return _clamped(_f(0.0) - x, -_SIGMOID_LIMIT, _SIGMOID_LIMIT, inside)
+    negative = f.clamped(f.arithmetic("fsub", f.constant(0.0), x), -_SIGMOID_LIMIT, _SIGMOID_LIMIT)
+    one = f.constant(1.0)
+    return f.arithmetic("fdiv", one, f.arithmetic("fadd", one, _power(f, negative, may_overflow=False)))
 
 
 # Rational approximation of tanh on [-9, 9], odd over even (Eigen, MathFunctionsImpl.h).
@@ -109,9 +143,9 @@ _TANH_EVEN = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 
 _TANH_LIMIT = 7.90531110763549805
 
 
-def tanh(x: Expr) -> Expr:
+def _tanh(f: _Function, x: str) -> str:
     """Return tanh(x) by a rational approximation, within 4e-7 of +-1 beyond 7.9."""
-    return _odd_rational(x, _TANH_LIMIT, _TANH_ODD, _TANH_EVEN)
+    return _odd_rational(f, x, _TANH_LIMIT, _TANH_ODD, _TANH_EVEN)
 
 
 # Rational approximation of erf on [-4, 4] (Eigen, SpecialFunctionsImpl.h).
@@ -133,35 +167,60 @@ _ERF_EVEN = (
 )
 
 
-def erf(x: Expr) -> Expr:
+def _erf(f: _Function, x: str) -> str:
     """Return the error function by a rational approximation, constant beyond 4."""
-    return _odd_rational(x, 4.0, _ERF_ODD, _ERF_EVEN)
+    return _odd_rational(f, x, 4.0, _ERF_ODD, _ERF_EVEN)
 
 
-def _odd_rational(x: Expr, limit: float, odd: tuple[float, ...], even: tuple[float, ...]) -> Expr:
+def _odd_rational(f: _Function, x: str, limit: float, odd: tuple[float, ...], even: tuple[float, ...]) -> str:
     """Return x * odd(x^2) / even(x^2) with x clamped to [-limit, limit]; NaN stays NaN."""
-
-    def of_clamped(value: Expr) -> Expr:
-        return _let(value * value, lambda square: value * _horner(square, odd) / _horner(square, even))
-
-    return _clamped(x, -limit, limit, of_clamped)
-
-
-_REPLACED: dict[str, Callable[[Expr], Expr]] = {
-    "tirx.exp": exp,
-    "tirx.sigmoid": sigmoid,
-    "tirx.tanh": tanh,
-    "tirx.erf": erf,
-}
+    value = f.clamped(x, -limit, limit)
+    square = f.arithmetic("fmul", value, value)
+    above = f.arithmetic("fmul", value, f.horner(square, odd))
+    return f.arithmetic("fdiv", above, f.horner(square, even))
 
 
-def replace_calls(function: Any) -> Any:  # noqa: ANN401 - PrimFuncs
-    """Return the PrimFunc with every float32 exp, sigmoid, tanh and erf replaced by arithmetic."""
+_FORMULAS: dict[str, Callable[[_Function, str], str]] = {"exp": _exp, "sigmoid": _sigmoid, "tanh": _tanh, "erf": _erf}
+_FAMILY = "math"
+_PURE = 1
+
+
+def _text(target: Target, name: str) -> str:
+    _, formula, lanes = name.rsplit("_", 2)
+    f = _Function(int(lanes), target)
+    return f.text(name, _FORMULAS[formula](f, "%x"))
+
+
+def _call(expr: Any) -> Any:  # noqa: ANN401 - TIR expressions
+    """Return the call of the function that computes our operator."""
+    formula, lanes = str(expr.op.name).rpartition("_")[2], int(expr.ty.dtype.lanes)
+    return llvm_forms.call(str(expr.ty.dtype), llvm_forms.name_of(_FAMILY, formula, lanes), expr.args[0])
+
+
+_PREFIX = "tirx.ingot_"
+
+
+def _register() -> None:
+    llvm_forms.register(_FAMILY, _text)
+    for name in _FORMULAS:
+        op = _PREFIX + name
+        ir_api.RegisterOp(op, f"{name} on float32, as arithmetic.")
+        ir.register_op_attr(op, "TCallEffectKind", _PURE)
+        ir.register_op_attr(op, "TVectorizable", True)
+        ir.register_op_attr(op, "TScriptPrinterName", op)
+        llvm_forms.lower_operator(op, _call)
+
+
+_register()
+
+
+def name_calls(function: Any) -> Any:  # noqa: ANN401 - PrimFuncs
+    """Return the PrimFunc with every float32 exp, sigmoid, tanh and erf as an operator of ours."""
 
     def visit(call: Any) -> Any:  # noqa: ANN401
-        make = _REPLACED.get(str(getattr(call.op, "name", "")))
-        if make is None or str(call.ty.dtype) != "float32":
+        name = str(getattr(call.op, "name", "")).removeprefix("tirx.")
+        if name not in _FORMULAS or str(call.ty.dtype) != "float32":
             return call
-        return make(call.args[0])
+        return tirx.call_intrin("float32", _PREFIX + name, call.args[0])
 
     return tvm_ffi.structural_map(function, [(ir.Call, visit)])
