@@ -22,7 +22,7 @@ from schedules.common import CHANNELS, Branches, compare, property_settings
 from targets import isa
 
 #: Targets whose kernels multiply bfloat16, and the instruction that does it.
-DOT_TARGETS = {"znver4": "vdpbf16ps", "graviton-3": "bfdot"}
+DOT_TARGETS = {"znver4": "vdpbf16ps", "graviton-3": "bfmmla"}
 
 
 def exact(branches: Branches) -> Branches:

@@ -78,12 +78,12 @@ class _Choice:
         workload = Conv2DWorkload(
             batch, height, width, channels, out_channels, kernel=(kh, kw), dtype="float32", **geometry
         )
-        why = self._why_not(rewriter, args[0], workload, weight)
+        choice = conv2d_half.choose(workload, conv2d_half.default_config(workload, self.target), self.target, self.half)
+        why = self._why_not(rewriter, args[0], workload, weight, choice)
         if why is not None:
             return self._stays(label, why)
-        config = conv2d_half.default_config(workload, self.target)
-        packed = rewriter.add_weight(f"{label}_packed", conv2d_half.pack_weight(weight, config.block, self.half))
-        tensors = conv2d_half.compute(workload, config, self.half)
+        packed = rewriter.add_weight(f"{label}_packed", conv2d_half.pack_chosen(weight, choice, self.half))
+        tensors = conv2d_half.compute_chosen(workload, choice, self.half)
         return self._multiplies(rewriter, label, "conv2d_half", tensors, (args[0], packed), call, workload.macs)
 
     def _matmul(self, rewriter: Rewriter, call: Any, args: list[Any], weight: np.ndarray) -> Any:  # noqa: ANN401
@@ -95,11 +95,12 @@ class _Choice:
         product = MatmulWorkload(lead, k, n, "float32")
         workload = product.as_conv()
         ohwi = weight.T.reshape(n, 1, 1, k)
-        why = self._why_not(rewriter, args[0], workload, weight)
+        image = conv2d_half.matmul_workload(product)
+        choice = conv2d_half.choose(image, conv2d_half.matmul_config(product, self.target), self.target, self.half)
+        why = self._why_not(rewriter, args[0], workload, weight, choice)
         if why is None:
-            config = conv2d_half.matmul_config(product, self.target)
-            packed = rewriter.add_weight(f"{label}_packed", conv2d_half.pack_weight(ohwi, config.block, self.half))
-            tensors = conv2d_half.compute_matmul(product, config, self.half)
+            packed = rewriter.add_weight(f"{label}_packed", conv2d_half.pack_chosen(ohwi, choice, self.half))
+            tensors = conv2d_half.compute_chosen(product, choice, self.half)
             return self._multiplies(rewriter, label, "matmul_half", tensors, (args[0], packed), call, workload.macs)
         far = weight.size * 4 > self.target.cache.l2_kib * 1024
         if product.positions > 1 or not far or not self.half.holds(weight) or _is_stored(rewriter, args[0]):
@@ -112,7 +113,14 @@ class _Choice:
         self.macs += workload.macs
         return call_template(rewriter, "matmul_stored", tensors, [args[0], packed], call.ty)
 
-    def _why_not(self, rewriter: Rewriter, data: Any, workload: Conv2DWorkload, weight: np.ndarray) -> str | None:  # noqa: ANN401
+    def _why_not(
+        self,
+        rewriter: Rewriter,
+        data: Any,  # noqa: ANN401
+        workload: Conv2DWorkload,
+        weight: np.ndarray,
+        choice: conv2d_half.Choice,
+    ) -> str | None:
         """Say why a layer should not multiply in half precision, or return None."""
         target = self.target
         if dot2_of(target, self.half) is None:
@@ -121,13 +129,11 @@ class _Choice:
             return "its data are quantised"
         if not self.half.holds(weight):
             return f"a weight is larger than {self.half.name} holds"
-        config = conv2d_half.default_config(workload, target)
-        own = conv2d_half.cost(workload, config, target)
         direct = conv2d.default_config(workload, target)
         others = [conv2d.cost(workload, direct, target)]
         if winograd.supports(workload, target):
             others += [winograd.cost(workload, c, target) for c in winograd.configs(workload, target, 1 << 40)]
-        return None if own < min(others) else "float32 is estimated faster"
+        return None if choice.cost < min(others) else "float32 is estimated faster"
 
     def _stays(self, label: str, why: str) -> None:
         self.layers.append(LayerPrecision(label, "fp32", why))

@@ -12,7 +12,6 @@ from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shap
 from ingot.passes.state import State
 from ingot.passes.template_call import call_template
 from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8
-from ingot.schedules.microkernels import dot_of
 from ingot.schedules.padding import Dequantize
 
 _LINEAR = ("relax.nn.conv2d", "relax.matmul")
@@ -111,25 +110,25 @@ class IntegerLayers:
         if matrix and weight.ndim != 2:
             return None
         ohwi = weight.T.reshape(weight.shape[1], 1, 1, weight.shape[0]) if matrix else weight
-        dot = dot_of(self.target, ohwi)
-        if dot is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
-            return None
-        bias, out_dtype = self._chain(rewriter, call)
+        workload: conv2d.MatmulWorkload | conv2d.Conv2DWorkload
         if matrix:
-            product = conv2d.MatmulWorkload(shape_of(args[0])[:-1], weight.shape[0], weight.shape[1], dtype_of(call))
-            config = conv2d_int8.matmul_config(product, self.target, dot)
-            tensors, macs = conv2d_int8.compute_matmul(product, config, convert, dot, out_dtype), product.macs
+            workload = conv2d.MatmulWorkload(shape_of(args[0])[:-1], weight.shape[0], weight.shape[1], dtype_of(call))
+            image = conv2d_int8.as_image(workload)
         else:
             window = window_of(call, args)
-            workload = conv2d.Conv2DWorkload(in_channels=weight.shape[3], out_channels=weight.shape[0], **window)
-            config = conv2d_int8.default_config(workload, self.target, dot)
-            tensors, macs = conv2d_int8.compute(workload, config, convert, dot, out_dtype), workload.macs
-        packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_weight(ohwi, config.block, dot))
-        constant = conv2d_int8.correction(ohwi, convert, dot, bias)
+            image = conv2d.Conv2DWorkload(in_channels=weight.shape[3], out_channels=weight.shape[0], **window)
+            workload = image
+        choice = conv2d_int8.choose(image, self.target, convert.dtype, ohwi)
+        if choice is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
+            return None
+        bias, out_dtype = self._chain(rewriter, call)
+        tensors = conv2d_int8.compute_chosen(workload, choice, convert, out_dtype)
+        packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_chosen(ohwi, choice))
+        constant = conv2d_int8.correction(ohwi, convert, choice.instruction.data, bias)
         constants = [packed, rewriter.add_weight(f"{base_name(args)}_correction", constant)]
         ty = relax.TensorType(shape_of(call), out_dtype)
         name = "matmul_int8" if matrix else "conv2d_int8"
-        return call_template(rewriter, name, tensors, [data, *constants], ty), macs
+        return call_template(rewriter, name, tensors, [data, *constants], ty), workload.macs
 
     def _chain(self, rewriter: Rewriter, call: Any) -> tuple[np.ndarray | None, str]:  # noqa: ANN401
         """Return the bias and the dtype that a layer takes from its readers, and absorb those."""

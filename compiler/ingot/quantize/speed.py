@@ -12,7 +12,6 @@ from ingot.quantize.graph import Layer
 from ingot.quantize.patches import as_rows
 from ingot.quantize.weights import symmetric_scales
 from ingot.schedules import conv2d, conv2d_int8, winograd
-from ingot.schedules.microkernels import dot_of
 from ingot.schedules.vector import registers
 from ingot.target import Target
 
@@ -51,24 +50,24 @@ def estimate(layer: Layer, target: Target) -> Estimate | None:
     elements = np.prod(shape_of(layer.data)) + np.prod(shape_of(layer.call))
     moved = float(elements) / registers(target).lanes * _MOVE
     whole = (rows / symmetric_scales(rows)[:, None]).round().reshape(len(rows), 1, 1, -1)
-    dot = dot_of(target, whole)
+    kind = conv2d_int8.preferred_activation(target)
     if layer.kind == "matmul":
         product = conv2d.MatmulWorkload(shape_of(layer.data)[:-1], rows.shape[1], rows.shape[0], "float32")
         work = product.as_conv()
         plain = conv2d.cost(work, conv2d.default_config(work, target), target)
-        if dot is None:
-            return Estimate(plain, plain, moved)
-        return Estimate(
-            plain, conv2d_int8.cost(work, conv2d_int8.default_config(work, target, dot), target, dot), moved
-        )
+        return Estimate(plain, _integer_cost(conv2d_int8.as_image(product), target, kind, whole, plain), moved)
     work = _workload(layer)
     plain = conv2d.cost(work, conv2d.default_config(work, target), target)
     if winograd.supports(work, target):
         fast = winograd.default_config(work, target, _WORKSPACE)
         plain = min(plain, winograd.cost(work, fast, target)) if fast is not None else plain
-    if dot is None:
-        return Estimate(plain, plain, moved)
-    return Estimate(plain, conv2d_int8.cost(work, conv2d_int8.default_config(work, target, dot), target, dot), moved)
+    return Estimate(plain, _integer_cost(work, target, kind, whole, plain), moved)
+
+
+def _integer_cost(work: conv2d.Conv2DWorkload, target: Target, kind: str, whole: np.ndarray, plain: float) -> float:
+    """Return the cost of the integer kernel, or `plain` where the target has none."""
+    choice = conv2d_int8.choose(work, target, kind, whole)
+    return plain if choice is None else choice.cost
 
 
 def _workload(layer: Layer) -> conv2d.Conv2DWorkload:

@@ -6,16 +6,18 @@ of its lanes. The data are stored in half precision as well; the result is float
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 
 from ingot.errors import CompilerError
-from ingot.schedules import conv2d
+from ingot.schedules import conv2d, conv2d_mmla
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
 from ingot.schedules.dot2 import GROUP, dot2_of, intrinsic_name
 from ingot.schedules.half import BF16, Half
+from ingot.schedules.mmla import BFMMLA, Mmla
 from ingot.schedules.vector import annotate_block, ceil_div
 from ingot.target import Target
 
@@ -66,6 +68,43 @@ def cost(workload: Conv2DWorkload, config: TileConfig, target: Target) -> float:
     if "amx-tile" in target.features:
         return _SMALLER_LOADS * conv2d.cost(workload, config, target)
     return conv2d.cost(grouped(workload), config, target)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a layer multiplies: its tile, by an instruction on two rows or else by pairs, and the estimated cycles."""
+
+    config: TileConfig
+    mmla: Mmla | None
+    cost: float
+
+
+def choose(image: Conv2DWorkload, config: TileConfig, target: Target, half: Half) -> Choice:
+    """Return the faster of the tile `config` of pairs and the best one by an instruction on two rows."""
+    pairs = Choice(config, None, cost(image, config, target))
+    if half is not BF16 or BFMMLA.feature not in target.features or image.out_width == 1:
+        return pairs
+    tile = conv2d_mmla.default_config(image, target, BFMMLA)
+    return min(Choice(tile, BFMMLA, conv2d_mmla.cost(image, tile, BFMMLA)), pairs, key=lambda choice: choice.cost)
+
+
+def pack_chosen(weight: np.ndarray, choice: Choice, half: Half) -> np.ndarray:
+    """Return OHWI float32 weights, rounded, as the layer reads them."""
+    if choice.mmla is None:
+        return pack_weight(weight, choice.config.block, half)
+    return conv2d_mmla.pack_weight(half.round(weight), choice.config.block, choice.mmla)
+
+
+def compute_chosen(workload: Conv2DWorkload | MatmulWorkload, choice: Choice, half: Half) -> list[Any]:
+    """Return the TE tensors [data in half precision, packed weight, output float32] of a layer."""
+    if choice.mmla is None:
+        if isinstance(workload, MatmulWorkload):
+            return compute_matmul(workload, choice.config, half)
+        return compute(workload, choice.config, half)
+    operands = conv2d_mmla.Operands(half.dtype, 0, None)
+    if isinstance(workload, MatmulWorkload):
+        return list(conv2d_mmla.compute_matmul(workload, choice.config, choice.mmla, operands))
+    return list(conv2d_mmla.compute(workload, choice.config, choice.mmla, operands))
 
 
 def pack_weight(weight: np.ndarray, block: int, half: Half) -> np.ndarray:

@@ -13,14 +13,16 @@ data the patch holds x - z, and padding 0.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 
-from ingot.schedules import conv2d
+from ingot.schedules import conv2d, conv2d_mmla
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
-from ingot.schedules.microkernels import Dot, dot_named, intrinsic_name
+from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
+from ingot.schedules.mmla import Mmla, integer_mmla
 from ingot.schedules.padding import Dequantize
 from ingot.schedules.vector import annotate_block, ceil_div, registers
 from ingot.target import Target
@@ -56,12 +58,63 @@ def default_config(workload: Conv2DWorkload, target: Target, dot: Dot) -> TileCo
     return min(fitting, key=lambda c: (conv2d.cost(inner, c, target), -c.pixels, c.block))
 
 
-def matmul_config(workload: MatmulWorkload, target: Target, dot: Dot) -> TileConfig:
-    """Return the tile of a matrix product, whose rows are the columns of an image."""
+def as_image(workload: MatmulWorkload) -> Conv2DWorkload:
+    """Return the 1x1 convolution that computes a matrix product's rows as the columns of an image."""
     lead = workload.lead
     height = lead[-2] if len(lead) > 1 else 1
-    fields = {**workload.as_conv().__dict__, "height": height, "width": lead[-1]}
-    return default_config(Conv2DWorkload(**fields), target, dot)
+    return Conv2DWorkload(**{**workload.as_conv().__dict__, "height": height, "width": lead[-1]})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An instruction for a layer, its tile, and the estimated cycles of one core in the unit of `conv2d.cost`."""
+
+    instruction: Dot | Mmla
+    config: TileConfig
+    cost: float
+
+
+def choose(workload: Conv2DWorkload, target: Target, stored: str, weight: np.ndarray) -> Choice | None:
+    """Return the fastest way to compute a layer of `stored` data, or None for weights that are no whole numbers.
+
+    weight: OHWI, zero points subtracted.
+    """
+    found = []
+    dot, mmla = dot_of(target, weight), integer_mmla(target, stored, weight)
+    if dot is not None:
+        config = default_config(workload, target, dot)
+        found.append(Choice(dot, config, cost(workload, config, target, dot)))
+    if mmla is not None and workload.out_width > 1:  # it computes two positions at a time
+        config = conv2d_mmla.default_config(workload, target, mmla)
+        found.append(Choice(mmla, config, conv2d_mmla.cost(workload, config, mmla)))
+    return min(found, key=lambda choice: choice.cost, default=None)
+
+
+def compute_chosen(
+    workload: Conv2DWorkload | MatmulWorkload, choice: Choice, convert: Dequantize, out_dtype: str
+) -> list[Any]:
+    """Return the TE tensors [data, packed weight, correction, output of `out_dtype`] of a layer."""
+    used, config = choice.instruction, choice.config
+    if isinstance(used, Dot):
+        if isinstance(workload, MatmulWorkload):
+            return compute_matmul(workload, config, convert, used, out_dtype)
+        return compute(workload, config, convert, used, out_dtype)
+    kind = used.data
+    change = None if convert.dtype == kind else lambda stored: _as_kind(stored, convert, kind)
+    operands = conv2d_mmla.Operands(convert.dtype, convert.zero_point + _shift(convert, kind), change)
+    if isinstance(workload, MatmulWorkload):
+        data, weight, sums = conv2d_mmla.compute_matmul(workload, config, used, operands)
+    else:
+        data, weight, sums = conv2d_mmla.compute(workload, config, used, operands)
+    constant = te.placeholder((int(sums.shape[-1]),), "int32", name="correction")
+    out = te.compute(sums.shape, lambda *i: (sums(*i) + constant[i[-1]]).astype(out_dtype), name="whole_out")
+    return [data, weight, constant, out]
+
+
+def pack_chosen(weight: np.ndarray, choice: Choice) -> np.ndarray:
+    """Return OHWI weights, whole numbers, as the layer reads them."""
+    used, block = choice.instruction, choice.config.block
+    return pack_weight(weight, block, used) if isinstance(used, Dot) else conv2d_mmla.pack_weight(weight, block, used)
 
 
 def cost(workload: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot) -> float:
@@ -79,22 +132,23 @@ def pack_weight(weight: np.ndarray, block: int, dot: Dot) -> np.ndarray:
     return np.ascontiguousarray(shaped.transpose(0, 3, 4, 5, 1, 6, 2, 7))
 
 
-def _shift(convert: Dequantize, dot: Dot) -> int:
-    """Return what is added to a stored value to make it the instruction's kind."""
-    if dot.data == "int16":
+def _shift(convert: Dequantize, kind: str) -> int:
+    """Return what is added to a stored value to make it the instruction's `kind` of data, a dtype."""
+    if kind == "int16":
         return -convert.zero_point
-    if convert.dtype == dot.data:
+    if convert.dtype == kind:
         return 0
-    return 128 if dot.data == "uint8" else -128
+    return 128 if kind == "uint8" else -128
 
 
-def correction(weight: np.ndarray, convert: Dequantize, dot: Dot, bias: np.ndarray | None = None) -> np.ndarray:
+def correction(weight: np.ndarray, convert: Dequantize, kind: str, bias: np.ndarray | None = None) -> np.ndarray:
     """Return the constant of each output channel: bias - z sum w, int32 [CO], z as the instruction sees it.
 
-    weight: OHWI, whole numbers. bias: [CO], whole numbers of at most 32 bits.
+    weight: OHWI, whole numbers. kind: the dtype of data the instruction reads. bias: [CO], whole numbers of at most 32
+    bits.
     """
     sums = weight.astype(np.int64).sum(axis=(1, 2, 3))
-    constant: np.ndarray = -(convert.zero_point + _shift(convert, dot)) * sums
+    constant: np.ndarray = -(convert.zero_point + _shift(convert, kind)) * sums
     if bias is not None:
         constant = constant + bias.astype(np.int64).reshape(-1)
     return constant.astype(np.int32)  # sums in int32 wrap around, so this may too
@@ -147,10 +201,10 @@ def compute_matmul(
     tiled = rows if config.pixels > rows else ceil_div(rows, config.pixels) * config.pixels
     source, moved = data, tiled > rows or groups * dot.group > w.k
     if moved or dot.data != convert.dtype:
-        zero = tirx.const(convert.zero_point + _shift(convert, dot), dot.data)
+        zero = tirx.const(convert.zero_point + _shift(convert, dot.data), dot.data)
 
         def value(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
-            stored = _as_kind(data(*i), convert, dot)
+            stored = _as_kind(data(*i), convert, dot.data)
             return te.if_then_else(te.all(i[-2] < rows, i[-1] < w.k), stored, zero) if moved else stored
 
         source = te.compute((*outer, tiled, groups * dot.group), value, name="padded")
@@ -191,15 +245,15 @@ def _weight_at(
     return weight[place].astype("int32")
 
 
-def _as_kind(stored: Any, convert: Dequantize, dot: Dot) -> Any:  # noqa: ANN401 - TE expressions
+def _as_kind(stored: Any, convert: Dequantize, kind: str) -> Any:  # noqa: ANN401 - TE expressions
     """Return a stored value as the instruction reads it."""
-    if dot.data == "int16":
+    if kind == "int16":
         return stored.astype("int16") - tirx.const(convert.zero_point, "int16")
-    if convert.dtype == dot.data:
+    if convert.dtype == kind:
         return stored
     # Flipping the top bit adds or subtracts 128, and reads the byte as the other kind.
     flip = tirx.const(-128, "int8") if convert.dtype == "int8" else tirx.const(128, "uint8")
-    return tirx.reinterpret(dot.data, stored ^ flip)
+    return tirx.reinterpret(kind, stored ^ flip)
 
 
 def _source(
@@ -215,10 +269,10 @@ def _source(
     moved = any(w.padding) or need[0] > w.height or need[1] > w.width or channels > w.in_channels
     if not moved and convert.dtype == dot.data:
         return data
-    zero = tirx.const(convert.zero_point + _shift(convert, dot), dot.data)
+    zero = tirx.const(convert.zero_point + _shift(convert, dot.data), dot.data)
 
     def padded(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
-        value = _as_kind(data[n, y - top, x - left, c], convert, dot)
+        value = _as_kind(data[n, y - top, x - left, c], convert, dot.data)
         if not moved:
             return value
         inside = te.all(y >= top, y < w.height + top, x >= left, x < w.width + left, c < w.in_channels)
