@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from ingot.frontend.keep_state import Kept
     from ingot.frontend.shapes import Size
     from ingot.packager.artifact import Artifact
-    from ingot.packager.half_error import HalfSummary
+    from ingot.packager.half_error import HalfSummary, WeightSummary
     from ingot.packager.selftest import SelfTest
     from ingot.passes.state import State
     from ingot.program import Program
     from ingot.quantize.report import Report
+    from ingot.quantize.samples import ArraySamples, FileSamples
     from ingot.target import Target
 
 #: Arithmetic the compiler can generate.
@@ -51,6 +52,7 @@ def compile(
     bind: Mapping[str, Bindable] | None = None,
     state: Mapping[str, Kept] | None = None,
     precision: str = "fp32",
+    weights: str | None = None,
     calibrate: Calibration | None = None,
     calibrator: str = "auto",
     max_drop: float | None = None,
@@ -73,8 +75,11 @@ def compile(
     precision: arithmetic of float layers; layers that are quantised in the model stay so. "int8" quantises them.
                "bf16" and "fp16" multiply and store in half precision, with float32 sums, in the layers that gain by it
                on the target; the artifact's notices and metadata say which did and what it costs in accuracy.
-    calibrate: samples for precision="int8": a .npz file, a folder of .npy, .npz, .png or .jpg files, or arrays by input
-               name, with the samples along a first dimension (see `ingot.quantize.samples`).
+    weights:   how to store the weights of float32 layers in few bits, a name of `ingot.schedules.stored.FORMATS`:
+               "int8", "int4", "codebook4" to "codebook8" or "pow2". All arithmetic stays float32.
+    calibrate: samples for precision="int8", or for rounding `weights` so that the outputs change least: a .npz file, a
+               folder of .npy, .npz, .png or .jpg files, or arrays by input name, with the samples along a first
+               dimension (see `ingot.quantize.samples`).
     calibrator: how ranges follow from samples: "auto", or a name in `ingot.quantize.calibrators`.
     max_drop:  keep so few layers in float that at most this share of the accuracy on the samples is lost (they need an
                array "labels" then), or, without labels, that the outputs' error is at most this share of their size.
@@ -97,7 +102,7 @@ def compile(
 
     report = _Reporter(progress)
     board = load_target(target)
-    _check_precision(precision, board, calibrate)
+    _check_precision(precision, board, weights, calibrate, max_drop)
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
     if keep_going:
@@ -107,9 +112,12 @@ def compile(
     else:
         models = _buckets(path, shape, bind, state)
     quantised = None
-    if calibrate is not None:
-        if len(models) > 1:
-            raise OptionError("calibration and buckets do not go together", where="shape", hint="give one shape")
+    if calibrate is not None and len(models) > 1:
+        raise OptionError("calibration and buckets do not go together", where="shape", hint="give one shape")
+    if weights is not None:
+        stored_models = [_store_weights(model, board, weights, calibrate, progress) for model in models]
+        models, quantised = [model for model, _ in stored_models], stored_models[-1][1]
+    elif calibrate is not None:
         models[0], quantised = _quantize(models[0], board, calibrate, calibrator, max_drop, progress)
     imported = models[-1]
     notices: list[str] = []
@@ -128,8 +136,9 @@ def compile(
         notices.append(f"{measured.counts.skipped} lines of the tuning logs are damaged or foreign, and were skipped")
     report("selftest")
     stored = None
+    named = precision if weights is None else f"{precision}+{weights}"
     if selftest:
-        stored, notice = build_selftest(Path(path), imported, precision=precision)
+        stored, notice = build_selftest(Path(path), imported, precision=named)
         if notice:
             notices.append(notice)
     half = None
@@ -137,9 +146,14 @@ def compile(
     if precision in HALF_PRECISIONS:
         half, stored = _measure(planned, programs[-1], imported, stored)
         notices += _half_notices(planned, half)
+    few_bits = None
+    if weights is not None and quantised is not None:
+        few_bits, stored = _measure_weights(planned, programs[-1], imported, stored, named, quantised)
+        if few_bits.why_not:
+            notices.append(f"the error of {weights} weights was not measured: {few_bits.why_not}")
     report("link")
     imported = replace(imported, notices=tuple(notices))
-    artifact = package(program, imported, board, precision=precision, selftest=stored, half=half)
+    artifact = package(program, imported, board, precision=named, selftest=stored, half=half, few_bits=few_bits)
     artifact = replace(artifact, quantization=quantised)
     report.done()
     return artifact
@@ -182,6 +196,7 @@ def relax_after(
     bind: Mapping[str, Bindable] | None = None,
     state: Mapping[str, Kept] | None = None,
     precision: str = "fp32",
+    weights: str | None = None,
     calibrate: Calibration | None = None,
     calibrator: str = "auto",
     max_drop: float | None = None,
@@ -194,9 +209,11 @@ def relax_after(
     from ingot.passes.state import State
 
     board = load_target(target)
-    _check_precision(precision, board, calibrate)
+    _check_precision(precision, board, weights, calibrate, max_drop)
     imported = _buckets(path, shape, bind, state)[-1]
-    if calibrate is not None:
+    if weights is not None:
+        imported, _ = _store_weights(imported, board, weights, calibrate, None)
+    elif calibrate is not None:
         imported, _ = _quantize(imported, board, calibrate, calibrator, max_drop, None)
     return text_of(run(State(imported.module, imported.weights, imported, board, precision=precision), stop_after=step))
 
@@ -250,14 +267,9 @@ def _quantize(
 ) -> tuple[Imported, Report]:
     """Return the model with its layers quantised after training, and what was decided for each."""
     from ingot.quantize.ptq import Options, check, quantize
-    from ingot.quantize.samples import ArraySamples, FileSamples
 
     check(Options(calibrator, max_drop))
-    samples: ArraySamples | FileSamples
-    if isinstance(calibrate, Mapping):
-        samples = ArraySamples(calibrate, imported.inputs)
-    else:
-        samples = FileSamples(Path(calibrate), imported.inputs)
+    samples = _samples(imported, calibrate)
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
         quantized, report = quantize(
             imported,
@@ -268,6 +280,35 @@ def _quantize(
             tick=progress or (lambda *_: None),
         )
     return replace(quantized, notices=(*quantized.notices, *samples.notices)), report
+
+
+def _store_weights(
+    imported: Imported, board: Target, weights: str, calibrate: Calibration | None, progress: Progress | None
+) -> tuple[Imported, Report]:
+    """Return the model with its layers' weights in few bits, and what that did to each."""
+    from ingot.quantize.weight_only import format_named, store_weights
+
+    samples = _samples(imported, calibrate) if calibrate is not None else None
+    with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
+        done, report = store_weights(
+            imported,
+            board,
+            format_named(weights),
+            samples,
+            build=lambda model: _build_here(model, Path(folder)),
+            tick=progress or (lambda *_: None),
+        )
+    notices = samples.notices if samples is not None else ()
+    return replace(done, notices=(*done.notices, *notices)), report
+
+
+def _samples(imported: Imported, calibrate: Calibration) -> ArraySamples | FileSamples:
+    """Return the calibration samples, checked against the model's inputs."""
+    from ingot.quantize.samples import ArraySamples, FileSamples
+
+    if isinstance(calibrate, Mapping):
+        return ArraySamples(calibrate, imported.inputs)
+    return FileSamples(Path(calibrate), imported.inputs)
 
 
 def _build_here(imported: Imported, folder: Path) -> Callable[[Mapping[str, Any]], list[Any]]:
@@ -289,11 +330,26 @@ def _build_here(imported: Imported, folder: Path) -> Callable[[Mapping[str, Any]
     return run
 
 
-def _check_precision(precision: str, board: Target, calibrate: Calibration | None) -> None:
-    """Raise OptionError for a precision that does not exist, lacks its samples or that the target cannot convert."""
+def _check_precision(
+    precision: str, board: Target, weights: str | None, calibrate: Calibration | None, max_drop: float | None
+) -> None:
+    """Raise OptionError for a precision that does not exist, lacks its samples or that the target cannot convert.
+
+    Weights in few bits are multiplied in float32; they may have samples too.
+    """
     if precision not in PRECISIONS:
         raise OptionError("unknown precision", where="precision", found=precision, allowed=", ".join(PRECISIONS))
-    if (precision == "int8") != (calibrate is not None):
+    if max_drop is not None and precision != "int8":
+        wrong = "--max-drop limits what --precision int8 loses"
+        raise OptionError(wrong, where="--max-drop", found=f"precision {precision}", allowed="int8")
+    if weights is not None:
+        from ingot.quantize.weight_only import format_named
+
+        format_named(weights)
+        if precision != "fp32":
+            wrong, hint = "weights in few bits are multiplied in float32", "leave --precision or --weights out"
+            raise OptionError(wrong, where="weights", found=f"precision {precision}", allowed="fp32", hint=hint)
+    elif (precision == "int8") != (calibrate is not None):
         wrong = "int8 needs calibration samples" if precision == "int8" else "only int8 needs calibration samples"
         raise OptionError(wrong, where="precision", found=precision, hint="--precision int8 --calibrate samples.npz")
     from ingot.schedules.half import converts, half_of
@@ -324,6 +380,20 @@ def _measure(
     if stored is not None and errors:
         stored = widened(stored, imported, errors)
     return HalfSummary(len(kinds), multiplied, kept, state.half_tensors, errors, why_not), stored
+
+
+def _measure_weights(
+    state: State, program: Program, imported: Imported, stored: SelfTest | None, precision: str, report: Report
+) -> tuple[WeightSummary, SelfTest | None]:
+    """Return what storing weights in few bits did, and the selftest with tolerances for its error."""
+    from ingot.packager.half_error import WeightSummary, measure, widened
+
+    functions = {raw.symbol: raw.function for raw in state.lowered.kernels}
+    errors, why_not = measure(program, functions, imported, precision, stored)
+    if stored is not None and errors:
+        stored = widened(stored, imported, errors)
+    layers = sum(layer.decision != "float32" for layer in report.layers)
+    return WeightSummary(report.format, len(report.layers), layers, errors, why_not), stored
 
 
 def _half_notices(state: State, half: HalfSummary) -> list[str]:

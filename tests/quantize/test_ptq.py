@@ -17,7 +17,7 @@ from ingot.errors import OptionError
 from ingot.frontend import import_model
 from ingot.passes.rewriter import bindings_of, op_name
 from ingot.quantize.graph import Graph, place
-from ingot.quantize.ptq import prepare
+from ingot.quantize.prepare import prepare
 from ingot.target import load_target
 from quantize.models import small_net, small_samples, sqnr
 

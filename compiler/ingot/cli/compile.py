@@ -92,6 +92,7 @@ def command(
     binds: Sequence[str],
     states: Sequence[str],
     precision: str,
+    weights: str | None,
     calibrate: Path | None,
     calibrator: str,
     max_drop: str | None,
@@ -116,8 +117,8 @@ def command(
         "bind": parse_binds(binds),
         "state": parse_states(states),
     }
-    precise: dict[str, Any] = {"precision": precision, "calibrate": calibrate, "calibrator": calibrator}
-    precise["max_drop"] = read_share(max_drop)
+    precise: dict[str, Any] = {"precision": precision, "weights": weights, "max_drop": read_share(max_drop)}
+    precise.update(calibrate=calibrate, calibrator=calibrator)
     if stop_after is not None:
         _check_steps([stop_after])
         if keep_going:
@@ -126,7 +127,7 @@ def command(
         return 0
     paths = _output_paths(model, output, emit)
     _check_steps(print_after)
-    check_explain(explain, precision, (model, *paths))
+    check_explain(explain, precision, weights, (model, *paths))
 
     import ingot
 

@@ -106,12 +106,17 @@ def verdict(ok: bool | None) -> Text:
 
 
 def precision_words(meta: dict[str, Any]) -> str:
-    """The precision of a library and, for a half format, what it covers and the largest error of its outputs.
+    """The precision of a library and, for half formats and few bits, what they cover and the outputs' largest error.
 
-    No loader reads the field "half", so none has checked it: one that is not as the compiler writes it is left out.
+    No loader reads the fields "half" and "few_bits", so none has checked them: one that is not as the compiler writes
+    it is left out.
     """
     name = str(meta["precision"])
     try:
+        if "few_bits" in meta:
+            few = meta["few_bits"]
+            words = f": {int(few['stored'])} of {int(few['layers'])} layers store their weights so"
+            return name + words + _error_words(few["errors"])
         return f"{name}{_half_words(meta['half'])}"
     except (KeyError, TypeError, ValueError, AttributeError):
         return name
@@ -124,9 +129,13 @@ def _half_words(half: dict[str, Any]) -> str:
         words += f", {stored} more store their weights in it"
     if tensors:
         words += f", {tensors} tensors are stored in it"
-    finite = [e for e in half["errors"] if e["sqnr_db"] is not None]
+    return words + _error_words(half["errors"])
+
+
+def _error_words(errors: list[dict[str, Any]]) -> str:
+    finite = [e for e in errors if e["sqnr_db"] is not None]
     if not finite:
-        return words
+        return ""
     worst = min(finite, key=lambda e: float(e["sqnr_db"]))
     sqnr, error, reference = (float(worst[key]) for key in ("sqnr_db", "max_error", "max_reference"))
-    return f"{words}; random input against fp32: SQNR {sqnr:.1f} dB, max|error| {error:.2g} of {reference:.2g}"
+    return f"; random input against fp32: SQNR {sqnr:.1f} dB, max|error| {error:.2g} of {reference:.2g}"

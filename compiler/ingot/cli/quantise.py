@@ -1,4 +1,4 @@
-"""The options of `ingot compile --precision int8`, and what it tells about each layer."""
+"""The options of `ingot compile --precision int8` and `--weights`, and what they tell about each layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
+        "--weights",
+        metavar="FORMAT",
+        help="Store weights in few bits, multiply in float32: int8, int4, codebook4 to codebook8, pow2.",
+    ),
+    click.option(
         "--calibrate",
         type=PATH,
         metavar="FILE|FOLDER",
-        help="Samples for --precision int8: a .npz file, or a folder of arrays or images.",
+        help="Samples for --precision int8 or --weights: a .npz file, or a folder of arrays or images.",
     ),
     click.option(
         "--calibrator",
@@ -64,16 +69,15 @@ def read_share(text: str | None) -> float | None:
     return value
 
 
-def check_explain(explain: str | None, precision: str, inputs: tuple[Path, ...]) -> None:
+def check_explain(explain: str | None, precision: str, weights: str | None, inputs: tuple[Path, ...]) -> None:
     """Refuse what cannot be written, before the long work. Raises OptionError or OutputError."""
     from ingot.cli.files import check_output
 
     if explain is None:
         return
-    if precision != "int8":
-        raise OptionError(
-            "--explain tells about quantisation", where="--explain", found=f"--precision {precision}", allowed="int8"
-        )
+    if precision != "int8" and weights is None:
+        found, allowed = f"--precision {precision}", "int8, or --weights"
+        raise OptionError("--explain tells about quantisation", where="--explain", found=found, allowed=allowed)
     if explain == "-":
         return
     if Path(explain).suffix not in (".json", ".html"):

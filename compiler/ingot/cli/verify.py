@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Largest max|error| / max|reference| of float outputs, by the library's precision; 8-bit outputs may differ by one
 #: step of their 255.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 6e-2}
+#: The same where weights are stored in few bits: the precision is then "fp32+int4".
+FEW_BITS_TOLERANCE = 2.5e-1
 
 
 @dataclass
@@ -68,7 +70,7 @@ class _Score:
 
 
 def _tolerance(precision: str) -> float:
-    return TOLERANCES.get(precision, TOLERANCES["fp32"])
+    return FEW_BITS_TOLERANCE if "+" in precision else TOLERANCES.get(precision, TOLERANCES["fp32"])
 
 
 def _widen(bits: Array) -> Array:

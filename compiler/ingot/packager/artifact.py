@@ -18,7 +18,7 @@ from ingot.packager.metadata import build_metadata, encode_metadata, memory_byte
 
 if TYPE_CHECKING:
     from ingot.frontend.interface import Imported
-    from ingot.packager.half_error import HalfSummary
+    from ingot.packager.half_error import HalfSummary, WeightSummary
     from ingot.packager.selftest import SelfTest
     from ingot.program import Program
     from ingot.target import Target
@@ -141,8 +141,9 @@ def package(
     precision: str,
     selftest: SelfTest | None,
     half: HalfSummary | None = None,
+    few_bits: WeightSummary | None = None,
 ) -> Artifact:
-    """Turn a lowered program into an artifact; `half` says what half precision did, where it was asked for.
+    """Turn a lowered program into an artifact; `half` and `few_bits` say what was done, where it was asked for.
 
     Raises CompilerError where the program contradicts itself, ToolchainError where the linker is missing or fails,
     OutputError where the disk is full, UnsupportedError where the model is too large for a 32-bit target.
@@ -160,6 +161,8 @@ def package(
     metadata = build_metadata(program, imported, target, precision=precision, has_selftest=selftest is not None)
     if half is not None:
         metadata["half"] = half.metadata()
+    if few_bits is not None:
+        metadata["few_bits"] = few_bits.metadata()
     note = encode_metadata(metadata)
     files = {"weights.bin": program.weights, "metadata.json": note}
     if selftest is not None:

@@ -1,4 +1,4 @@
-"""The error of half precision against float32, measured while compiling.
+"""The error of half precision, or of weights in few bits, against float32, measured while compiling.
 
 The kernels are generated once more for the machine that compiles, with portable arithmetic in place of instructions it
 lacks (`schedules.llvm_forms`), and run on the selftest's seeded input: every value is rounded where the target rounds
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,17 +72,33 @@ class HalfSummary:
 
     def metadata(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        errors = [
-            {"name": e.name, "sqnr_db": e.sqnr_db, "max_error": e.max_error, "max_reference": e.max_reference}
-            for e in self.errors
-        ]
         return {
             "layers": self.layers,
             "multiplied": self.multiplied,
             "stored": self.stored,
             "tensors": self.tensors,
-            "errors": errors,
+            "errors": [asdict(error) for error in self.errors],
         }
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """What `--weights` did.
+
+    format: of the weights. layers: convolutions, products with constant weights and looked-up tables. stored: those in
+    the format. errors and why_not: as in `HalfSummary`.
+    """
+
+    format: str
+    layers: int
+    stored: int
+    errors: tuple[OutputError, ...]
+    why_not: str
+
+    def metadata(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        errors = [asdict(error) for error in self.errors]
+        return {"format": self.format, "layers": self.layers, "stored": self.stored, "errors": errors}
 
 
 def measure(

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 #: At most this many elements of each output are stored, evenly strided.
 STORED_ELEMENTS = 1024
-#: Share of max|expected| by which a float output may differ, by precision of the compiled model.
+#: Share of max|expected| by which a float output may differ, by precision of the compiled model; the last one where
+#: weights are stored in few bits.
 _FLOAT_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 6e-2, "int8": 2.5e-1}
+_FEW_BITS_TOLERANCE = 2.5e-1
 #: The same where the source itself is quantised: interpreters round in other places, and one step is a large error.
 _QUANTIZED_SOURCE_TOLERANCE = 2.5e-1
 #: Share of the 255 steps by which an 8-bit output may differ, and share of the elements of other integer outputs.
@@ -222,7 +224,8 @@ def _tolerance(spec: TensorSpec, precision: str, *, quantized: bool) -> float:
         return _BYTE_TOLERANCE
     if not spec.dtype.endswith(("16", "32", "64")) or "int" in spec.dtype:
         return _INTEGER_TOLERANCE
-    return max(_FLOAT_TOLERANCE.get(precision, 1e-3), _QUANTIZED_SOURCE_TOLERANCE if quantized else 0.0)
+    allowed = _FEW_BITS_TOLERANCE if "+" in precision else _FLOAT_TOLERANCE.get(precision, 1e-3)
+    return max(allowed, _QUANTIZED_SOURCE_TOLERANCE if quantized else 0.0)
 
 
 def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> tuple[SelfTest | None, str | None]:

@@ -11,6 +11,7 @@ from ingot.passes.picks import Chooser, conv2d_text, depthwise_text, matmul_text
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.select_integers import IntegerLayers, stored_of, window_of
 from ingot.passes.state import State
+from ingot.passes.stored_weights import select_stored
 from ingot.schedules import conv2d, depthwise, resize, winograd, winograd_nests
 from ingot.target import Target
 
@@ -30,6 +31,7 @@ def select_templates(state: State) -> State:
     Case 4: resize2d (NHWC, nearest or linear): `schedules.resize`, its tables as weights.
     Case 5: pooling of a dequantize: TVM's own pooling, reading 8-bit data.
     Case 6: conv2d of case 1 with 3x3 windows and stride 1, where that is estimated to be faster: `schedules.winograd`.
+    Case 7: conv2d, matmul and take whose weights are stored in few bits: `passes.stored_weights`.
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
     target, spare, choose = state.target, spare_bytes(state), Chooser(state)
@@ -41,7 +43,7 @@ def select_templates(state: State) -> State:
         name = op_name(call)
         if call in integers.absorbed:  # part of the layer before it
             return next(arg for arg in args if rewriter.weight(arg) is None)
-        found = integers.select(rewriter, call, args)
+        found = select_stored(rewriter, call, args, target) or integers.select(rewriter, call, args)
         if found is not None:
             result, count = found
         elif name == "relax.nn.conv2d":

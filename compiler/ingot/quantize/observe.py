@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +41,28 @@ class Samples(Protocol):
         """Read them one at a time."""
 
 
+@dataclass
+class ChannelStatistics:
+    """Extremes and mean square of each channel of a tensor, over samples."""
+
+    low: Array = field(repr=False)
+    high: Array = field(repr=False)
+    squares: Array = field(repr=False)
+    count: int = 0
+
+    @staticmethod
+    def empty(channels: int) -> ChannelStatistics:
+        """Return statistics of no value."""
+        return ChannelStatistics(np.full(channels, np.inf), np.full(channels, -np.inf), np.zeros(channels))
+
+    def add(self, value: Array, axis: int) -> None:
+        """Take in a tensor whose dimension `axis` counts the channels."""
+        rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+        self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
+        self.squares += np.square(rows, dtype=np.float64).sum(0)
+        self.count += len(rows)
+
+
 def with_outputs(state: State, variables: Sequence[Expr]) -> Imported:
     """Return the model with the given variables as further outputs, after its own."""
     rewriter = Rewriter(state, lambda *_: None)
@@ -49,6 +71,17 @@ def with_outputs(state: State, variables: Sequence[Expr]) -> Imported:
     specs = tuple(TensorSpec(f"observed_{i}", "float32", shape_of(var)) for i, var in enumerate(variables))
     outputs = (*state.imported.outputs, *specs)
     return replace(state.imported, module=seen.module, weights=dict(seen.weights), outputs=outputs, states=())
+
+
+def run_on(model: Imported, samples: Samples, count: int, build: Build, tick: Tick) -> list[list[Array]]:
+    """Return the outputs of a model, compiled for this machine, for each of the first `count` samples."""
+    run, found = build(model), []
+    for number, feeds in enumerate(samples):
+        if number == count:
+            break
+        tick("comparing models", number, count)
+        found.append(list(run(feeds)))
+    return found
 
 
 class Observer:
@@ -104,13 +137,26 @@ class Observer:
                     counts[group] += np.bincount(np.clip(bins, 0, BINS - 1).astype(np.int64), minlength=BINS)
         return {group: Observed(*extremes[group], counts[group]) for group in extremes}
 
-    def moments(self, layers: Sequence[Layer], affine: Mapping[Expr, Affine]) -> dict[str, Moments]:
-        """Return the moments of each layer's input patches, at positions drawn with a fixed seed."""
+    def channels(self, axes: Mapping[Expr, int]) -> dict[Expr, ChannelStatistics]:
+        """Return extremes and powers of the channels of watched tensors, given the dimension that counts them."""
+        found: dict[Expr, ChannelStatistics] = {}
+        watched = {var: axis for var, axis in axes.items() if var in self.placement.group}
+        for value in self._each("channels") if watched else ():
+            for var, axis in watched.items():
+                array = value(var)
+                found.setdefault(var, ChannelStatistics.empty(array.shape[axis])).add(array, axis)
+        return found
+
+    def moments(self, layers: Sequence[Layer], affine: Mapping[Expr, Affine] | None) -> dict[str, Moments]:
+        """Return the moments of each layer's input patches, at positions drawn with a fixed seed.
+
+        affine: how the layers' inputs are stored; None where they stay float32.
+        """
         found = {layer.name: Moments(layer) for layer in layers}
         random = np.random.default_rng(0)
         each = max(1, _PATCHES // max(1, len(self.samples)))
         for value in self._each("moments"):
             for layer in layers:
                 patches = take(layer, value(layer.data), each, random)
-                found[layer.name].add(patches, affine[layer.data].rounded(patches))
+                found[layer.name].add(patches, patches if affine is None else affine[layer.data].rounded(patches))
         return found

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ingot.errors import OptionError
 from ingot.frontend.interface import Imported
-from ingot.passes.fold_batch_norm import fold_batch_norm
-from ingot.passes.fold_constants import fold_constants
-from ingot.passes.rewriter import bindings_of, dtype_of, op_name
-from ingot.passes.simplify import simplify
 from ingot.passes.state import State
 from ingot.quantize.affine import Affine, Array, from_range
-from ingot.quantize.calibrators import CALIBRATORS, Observed, range_of
+from ingot.quantize.balance import balanced, choose, pairs_of
+from ingot.quantize.calibrators import CALIBRATORS, range_of
 from ingot.quantize.graph import Expr, Graph, place
 from ingot.quantize.insert import insert
-from ingot.quantize.observe import Build, Observer, Samples, Tick
+from ingot.quantize.observe import Build, Observer, Samples, Tick, run_on
+from ingot.quantize.prepare import prepare, unquantized
 from ingot.quantize.report import LayerReport, Report
-from ingot.quantize.search import accuracy, fewest, layer_noise, relative_error
-from ingot.quantize.speed import Estimate, estimate
+from ingot.quantize.search import accuracy, decibels, fewest, layer_noise, relative_error
+from ingot.quantize.speed import estimate
 from ingot.quantize.weights import QuantizedWeights, quantize_layer
 from ingot.schedules.conv2d_int8 import preferred_activation
 from ingot.target import Target
@@ -58,22 +54,60 @@ def check(options: Options) -> None:
         raise OptionError("the limit is not a share", where="--max-drop", found=found, allowed=allowed)
 
 
-def prepare(imported: Imported, target: Target) -> State:
-    """Return the model as its layers will be: constants folded, scales and shifts of norms in the weights."""
-    state = State(imported.module, dict(imported.weights), imported, target)
-    for step in (simplify, fold_constants, fold_batch_norm):
-        state = step(state)
-    return state
-
-
 @dataclass(frozen=True)
 class _Candidate:
-    """One way to quantise all layers: the stored form of each tensor, the weights, the noise of each layer."""
+    """One way to quantise all layers: the stored form of each tensor, the weights, the noise of each layer.
+
+    error: of the whole model's outputs on the samples, over their size.
+    """
 
     calibrator: str
     affine: Mapping[Expr, Affine]
     weights: Mapping[str, QuantizedWeights]
     noise: Mapping[str, float]
+    error: float = 0.0
+
+
+class _Plan:
+    """One form of the float model: its layers, those that are slower in 8 bits, and what its tensors hold."""
+
+    def __init__(self, state: State, target: Target, samples: Samples, build: Build, tick: Tick) -> None:
+        self.graph, self.target = Graph(state), target
+        self.estimates = {layer.name: estimate(layer, target) for layer in self.graph.layers.values()}
+        self.slow = frozenset(name for name, one in self.estimates.items() if one is not None and not one.pays)
+        self.placement = place(self.graph, self.slow)
+        self.observer = Observer(state, self.placement, samples, build, tick)
+        self.seen = self.observer.histograms(self.observer.extremes())
+
+    def best(self, calibrators: Sequence[str], compared: _Compared) -> _Candidate:
+        """Return the way whose model has the least error."""
+        tried = [self._candidate(name) for name in calibrators]
+        tried = [replace(one, error=compared.error(self.model(one))) for one in tried]
+        return min(tried, key=lambda one: one.error)
+
+    def model(self, candidate: _Candidate, in_float: frozenset[str] = frozenset()) -> Imported:
+        """Return the quantised model with the named layers left in float besides the slow ones."""
+        return insert(self.graph, place(self.graph, self.slow | in_float), candidate.affine, candidate.weights)
+
+    def balanced(self) -> tuple[State, int]:
+        """Return the program with scale moved between layers where that should pay, and between how many."""
+        pairs = pairs_of(self.graph)
+        chosen = choose(self.observer.channels({pair.data: pair.axis for pair in pairs}), pairs)
+        return balanced(self.graph, chosen), len(chosen)
+
+    def _candidate(self, calibrator: str) -> _Candidate:
+        """Quantise every layer that reads a stored tensor, with one calibrator's ranges."""
+        placement, dtype = self.placement, preferred_activation(self.target)
+        groups = {group: from_range(*range_of(one, calibrator), dtype) for group, one in self.seen.items()}
+        affine = {var: groups[placement.group[var]] for var in placement.stored}
+        layers = [layer for layer in self.graph.layers.values() if layer.var in placement.integer]
+        moments = self.observer.moments(layers, affine)
+        weights = {layer.name: quantize_layer(layer, moments[layer.name]) for layer in layers}
+        noise = {
+            layer.name: layer_noise(layer, moments[layer.name], affine[layer.data], weights[layer.name])
+            for layer in layers
+        }
+        return _Candidate(calibrator, affine, weights, noise)
 
 
 def quantize(
@@ -82,61 +116,41 @@ def quantize(
     """Return the model with the layers that are faster so on 8-bit tensors, and what was decided.
 
     Case 1: a layer whose integer kernel is not estimated faster on the target stays in float (`speed`).
-    Case 2: with a limit, so do the noisiest layers, as few as keep the whole model within it (`search`).
+    Case 2: scale moves between layers (`balance`) if that lowers the error of the outputs on the samples.
+    Case 3: with a limit, the noisiest layers stay in float, as few as keep the whole model within it (`search`).
     Raises OptionError for options that cannot be, and for a model that is quantised already.
     """
     check(options)
-    graph = Graph(_unquantized(prepare(imported, target)))
-    estimates = {layer.name: estimate(layer, target) for layer in graph.layers.values()}
-    slow = frozenset(name for name, one in estimates.items() if one is not None and not one.pays)
-    placement = place(graph, slow)
-    observer = Observer(graph.state, placement, samples, build, tick)
-    seen = observer.histograms(observer.extremes())
-    compared = _Compared(observer.reference[:_COMPARED], samples, options, build, tick)
-    candidates = {}
-    for calibrator in TRIED if options.calibrator == AUTO else (options.calibrator,):
-        candidates[calibrator] = _candidate(graph, observer, seen, calibrator, preferred_activation(target))
-
-    def model(candidate: _Candidate, in_float: frozenset[str]) -> Imported:
-        return insert(graph, place(graph, slow | in_float), candidate.affine, candidate.weights)
-
-    errors = {name: compared.error(model(one, frozenset())) for name, one in candidates.items()}
-    best = candidates[min(errors, key=errors.__getitem__)]
+    plan = _Plan(unquantized(prepare(imported, target)), target, samples, build, tick)
+    compared = _Compared(plan.observer.reference[:_COMPARED], samples, options, build, tick)
+    best = plan.best(TRIED if options.calibrator == AUTO else (options.calibrator,), compared)
+    before, pairs = best.error, 0
+    state, found = plan.balanced()
+    if found:
+        other = _Plan(state, target, samples, build, tick)
+        instead = other.best((best.calibrator,), compared)
+        if instead.error < best.error:
+            plan, best, pairs = other, instead, found
     harmful: frozenset[str] = frozenset()
     if options.max_drop is not None:
         limit = options.max_drop
         order = sorted(best.weights, key=lambda name: -best.noise[name])
-        harmful = fewest(order, lambda names: compared.drop(model(best, names)) <= limit)
-    done = model(best, harmful)
-    left = [name for name in graph.layers if name in best.weights and name not in harmful]
-    drop = compared.drop(done) if options.max_drop is not None else None
+        harmful = fewest(order, lambda names: compared.drop(plan.model(best, names)) <= limit)
+    done = plan.model(best, harmful)
+    left = [name for name in plan.graph.layers if name in best.weights and name not in harmful]
     report = Report(
-        layers=tuple(_layer_reports(graph, best, estimates, slow, harmful)),
+        layers=tuple(_layer_reports(plan, best, harmful)),
         calibrator=best.calibrator,
         samples=len(samples),
-        output_sqnr_db=_decibels(compared.error(done) ** 2),
+        output_sqnr_db=decibels(compared.error(done) ** 2),
         limit=options.max_drop,
-        drop=drop,
+        drop=compared.drop(done) if options.max_drop is not None else None,
         metric=compared.metric,
         measured=compared.built,
+        balanced=pairs,
+        gained_db=round(decibels(best.error**2) - decibels(before**2), 2),
     )
-    return replace(done, notices=(*done.notices, *_notices(graph, slow, harmful, left))), report
-
-
-def _candidate(
-    graph: Graph, observer: Observer, seen: Mapping[int, Observed], calibrator: str, dtype: str
-) -> _Candidate:
-    """Quantise every layer that reads a stored tensor, with one calibrator's ranges."""
-    placement = observer.placement
-    groups = {group: from_range(*range_of(one, calibrator), dtype) for group, one in seen.items()}
-    affine = {var: groups[placement.group[var]] for var in placement.stored}
-    layers = [layer for layer in graph.layers.values() if layer.var in placement.integer]
-    moments = observer.moments(layers, affine)
-    weights = {layer.name: quantize_layer(layer, moments[layer.name]) for layer in layers}
-    noise = {
-        layer.name: layer_noise(layer, moments[layer.name], affine[layer.data], weights[layer.name]) for layer in layers
-    }
-    return _Candidate(calibrator, affine, weights, noise)
+    return replace(done, notices=(*done.notices, *_notices(plan.graph, plan.slow, harmful, left))), report
 
 
 class _Compared:
@@ -155,14 +169,8 @@ class _Compared:
         """Compile a model for this machine and run the samples; the same model is run once."""
         key = str(model.module.script(show_meta=True)).encode()
         if key not in self._outputs:
-            run, found = self._build(model), []
-            for number, feeds in enumerate(self.samples):
-                if number == len(self.reference):
-                    break
-                self._tick("comparing models", number, len(self.reference))
-                found.append(list(run(feeds)))
+            self._outputs = {key: run_on(model, self.samples, len(self.reference), self._build, self._tick)}
             self.built += 1
-            self._outputs = {key: found}
         return self._outputs[key]
 
     def error(self, model: Imported) -> float:
@@ -176,18 +184,12 @@ class _Compared:
         return max(0.0, accuracy(self.reference, self.labels) - accuracy(self.outputs(model), self.labels))
 
 
-def _layer_reports(
-    graph: Graph,
-    best: _Candidate,
-    estimates: Mapping[str, Estimate | None],
-    slow: frozenset[str],
-    harmful: frozenset[str],
-) -> list[LayerReport]:
+def _layer_reports(plan: _Plan, best: _Candidate, harmful: frozenset[str]) -> list[LayerReport]:
     reports = []
-    for layer in graph.layers.values():
-        cost = estimates[layer.name]
+    for layer in plan.graph.layers.values():
+        cost = plan.estimates[layer.name]
         decision, reason = "int8", "faster" if cost is not None else "reads a quarter of the bytes"
-        if layer.name in slow:
+        if layer.name in plan.slow:
             decision, reason = "float32", "int8 is not estimated faster on this target"
         elif layer.name in harmful:
             decision, reason = "float32", "among the noisiest layers: the limit needs it"
@@ -199,17 +201,12 @@ def _layer_reports(
                 macs=layer.macs,
                 decision=decision,
                 reason=reason,
-                sqnr_db=_decibels(best.noise[layer.name]) if layer.name in best.noise else None,
+                sqnr_db=decibels(best.noise[layer.name]) if layer.name in best.noise else None,
                 speed=round(cost.int8 / cost.float32, 3) if cost is not None else None,
                 range=numbers.span if numbers is not None else None,
             )
         )
     return reports
-
-
-def _decibels(noise: float) -> float:
-    """Return noise power over signal power as decibels of signal to noise."""
-    return round(float(-10 * np.log10(max(noise, 1e-20))), 2)
 
 
 def _notices(graph: Graph, slow: frozenset[str], harmful: frozenset[str], left: list[str]) -> list[str]:
@@ -224,17 +221,3 @@ def _notices(graph: Graph, slow: frozenset[str], harmful: frozenset[str], left: 
     if not left:
         found.append("no layer is quantised")
     return found
-
-
-def _unquantized(state: State) -> State:
-    """Return the state. Raises OptionError if layers of the model are quantised already."""
-    for binding in bindings_of(state.module["main"]):
-        if op_name(binding.value) in ("relax.quantize", "relax.dequantize"):
-            raise OptionError(
-                "the model is quantised already",
-                where=f"tensor '{binding.var.name}'",
-                found=f"{op_name(binding.value).removeprefix('relax.')} of {dtype_of(binding.var)}",
-                allowed="a float32 model",
-                hint="compile it without --precision int8: its integer layers stay integer",
-            )
-    return state

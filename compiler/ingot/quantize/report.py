@@ -13,7 +13,7 @@ from typing import Any
 class LayerReport:
     """One layer.
 
-    decision:   "int8" or "float32". reason: why, in words.
+    decision:   "int8" or another format of weights, or "float32". reason: why, in words.
     sqnr_db:    signal to quantisation noise of the layer's own result, estimated from its inputs' second moments.
     speed:      estimated time of the integer kernel over that of the float one on the target; None where both do the
                 same arithmetic (depthwise layers read a quarter of the bytes).
@@ -34,7 +34,9 @@ class LayerReport:
 class Report:
     """All layers in the program's order, and the whole model's outcome on the calibration samples.
 
-    output_sqnr_db: of all outputs together. limit: what --max-drop asked for, and drop what was measured against it.
+    format: of the quantised layers. samples: 0 where there were none. output_sqnr_db: of all outputs together. limit:
+    what --max-drop asked for, and drop what was measured against it. balanced: tensors around which scale moved between
+    layers, and gained_db what the outputs gained by it.
     """
 
     layers: tuple[LayerReport, ...]
@@ -45,20 +47,26 @@ class Report:
     drop: float | None = None
     metric: str = ""
     measured: int = 0
+    format: str = "int8"
+    balanced: int = 0
+    gained_db: float = 0.0
 
     @property
     def integer_macs(self) -> float:
-        """Return the share of the layers' multiply-accumulates that are integer."""
+        """Return the share of the layers' multiply-accumulates that are in the quantised ones."""
         total = sum(layer.macs for layer in self.layers)
-        return sum(layer.macs for layer in self.layers if layer.decision == "int8") / total if total else 0.0
+        return sum(layer.macs for layer in self.layers if layer.decision != "float32") / total if total else 0.0
 
     def facts(self) -> list[tuple[str, str]]:
         """Return the outcome as pairs of a name and a text."""
-        quantised = sum(layer.decision == "int8" for layer in self.layers)
+        quantised = sum(layer.decision != "float32" for layer in self.layers)
+        of_all = f"{quantised} of {len(self.layers)} in {self.format}"
         rows = [
-            ("layers", f"{quantised} of {len(self.layers)} in int8, {self.integer_macs:.1%} of the multiply-adds"),
-            ("calibration", f"{self.samples} samples, {self.calibrator}"),
+            ("layers", f"{of_all}, {self.integer_macs:.1%} of the multiply-adds"),
+            ("calibration", f"{self.samples} samples, {self.calibrator}" if self.samples else "none"),
         ]
+        if self.balanced:
+            rows.append(("balance", f"scale moved around {self.balanced} tensors, which gains {self.gained_db:.1f} dB"))
         if self.output_sqnr_db is not None:
             rows.append(("output", f"{self.output_sqnr_db:.1f} dB signal to quantisation noise on these samples"))
         if self.limit is not None and self.drop is not None:
@@ -87,7 +95,7 @@ class Report:
 
         body = [line(_COLUMNS, "th")]
         for layer in self.layers:
-            body.append(line(_cells(layer), "td", "" if layer.decision == "int8" else ' class="float"'))
+            body.append(line(_cells(layer), "td", "" if layer.decision != "float32" else ' class="float"'))
         facts = "".join(f"<li>{html.escape(name)}: {html.escape(text)}</li>" for name, text in self.facts())
         return _PAGE.format(facts=facts, table="\n".join(body))
 

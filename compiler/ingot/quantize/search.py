@@ -22,19 +22,29 @@ def layer_noise(layer: Layer, moments: Moments | None, affine: Affine, quantized
     real = as_rows(layer, quantized.stored).astype(np.float64) * quantized.scales.astype(np.float64)[:, None]
     difference = rows - real
     covariance = moments.covariance() if moments is not None else None
-    step = affine.scale**2 / 12 * float((rows**2).sum())
+    spread = 1.0 if covariance is not None else (affine.scale * 255 / 6) ** 2
+    signal = _power(rows, covariance) * spread
+    noise = _power(difference, covariance) * spread + affine.scale**2 / 12 * float((rows**2).sum())
+    return noise / signal if signal > 0 else 0.0
+
+
+def relative_power(rows: Array, difference: Array, covariance: Array | None) -> float:
+    """Return the power of what a difference of weights adds to a layer's result, over the result's own."""
+    signal = _power(rows, covariance)
+    return _power(difference, covariance) / signal if signal > 0 else 0.0
+
+
+def _power(rows: Array, covariance: Array | None) -> float:
     if covariance is None:
-        spread = (affine.scale * 255 / 6) ** 2
-        signal, noise = spread * float((rows**2).sum()), spread * float((difference**2).sum())
-    else:
-        signal, noise = _power(rows, covariance), _power(difference, covariance)
-    return (noise + step) / signal if signal > 0 else 0.0
-
-
-def _power(rows: Array, covariance: Array) -> float:
+        return float((rows.astype(np.float64) ** 2).sum())
     if covariance.ndim == 3:
         return float(np.einsum("ck,ckl,cl->", rows, covariance, rows))
     return float(np.sum((rows @ covariance) * rows))
+
+
+def decibels(noise: float) -> float:
+    """Return noise power over signal power as decibels of signal to noise."""
+    return round(float(-10 * np.log10(max(noise, 1e-20))), 2)
 
 
 def fewest(order: Sequence[str], within: Callable[[frozenset[str]], bool]) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,22 +47,36 @@ def quantize_layer(layer: Layer, moments: Moments | None, limit: int = 127) -> Q
     scales = symmetric_scales(rows, limit)
     scaled = rows / scales.astype(np.float64)[:, None]
     covariance = moments.covariance() if moments is not None else None
+
+    def whole(values: Array, _: int) -> Array:
+        return np.clip(np.rint(values), -limit, limit)
+
     if covariance is None:
-        stored = np.clip(np.rint(scaled), -limit, limit)
+        stored = whole(scaled, 0)
     elif covariance.ndim == 3:
-        stored = np.concatenate([passed_on(r[None], c, limit) for r, c in zip(scaled, covariance, strict=True)])
+        stored = np.concatenate([passed_on(r[None], c, whole) for r, c in zip(scaled, covariance, strict=True)])
     else:
-        stored = passed_on(scaled, covariance, limit)
-    shift = np.zeros(layer.channels, np.float32)
-    if moments is not None and moments.count:
-        x, q = moments.x / moments.count, moments.q / moments.count
-        real = stored * scales.astype(np.float64)[:, None]
-        shift = ((rows * x).sum(-1) - (real * q).sum(-1)).astype(np.float32)
+        stored = passed_on(scaled, covariance, whole)
+    shift = bias_shift(rows, stored * scales.astype(np.float64)[:, None], moments)
     return QuantizedWeights(from_rows(layer, stored.astype(np.int8)), scales, shift)
 
 
-def passed_on(rows: Array, covariance: Array, limit: int) -> Array:
-    """Round rows to whole numbers, column by column, each error compensated by the columns not yet rounded.
+def bias_shift(rows: Array, real: Array, moments: Moments | None) -> Array:
+    """Return what keeps the mean of each channel of the result, float32, one per row; zeros without moments.
+
+    rows: the float weights. real: those that are stored.
+    """
+    if moments is None or not moments.count:
+        return np.zeros(len(rows), np.float32)
+    x, q = moments.x / moments.count, moments.q / moments.count
+    shift: Array = ((rows * x).sum(-1) - (real * q).sum(-1)).astype(np.float32)
+    return shift
+
+
+def passed_on(rows: Array, covariance: Array, nearest: Callable[[Array, int], Array]) -> Array:
+    """Round rows column by column, each error compensated by the columns not yet rounded.
+
+    nearest: what can be stored nearest to the values of a column, given its number.
 
     Frantar et al. 2022, "GPTQ" (arXiv:2210.17323), after Hassibi and Stork's optimal brain surgeon: with H the
     covariance of the inputs and U the upper Cholesky factor of its inverse, the error e of column k is taken back by
@@ -72,8 +87,7 @@ def passed_on(rows: Array, covariance: Array, limit: int) -> Array:
     matrix = covariance[np.ix_(order, order)]
     mean = float(np.mean(np.diagonal(matrix)))
     if not mean > 0:
-        plain: Array = np.clip(np.rint(rows), -limit, limit)
-        return plain
+        return np.stack([nearest(rows[:, k], k) for k in range(size)], axis=1)
     matrix = matrix + np.eye(size) * (DAMPING * mean)
     upper = np.linalg.cholesky(np.linalg.inv(matrix)).T
     left = rows[:, order].copy()
@@ -82,7 +96,7 @@ def passed_on(rows: Array, covariance: Array, limit: int) -> Array:
         end = min(start + _BLOCK, size)
         errors = np.empty((len(left), end - start))
         for k in range(start, end):
-            stored[:, k] = np.clip(np.rint(left[:, k]), -limit, limit)
+            stored[:, k] = nearest(left[:, k], int(order[k]))
             errors[:, k - start] = (left[:, k] - stored[:, k]) / upper[k, k]
             left[:, k:end] -= errors[:, k - start, None] * upper[k, k:end]
         left[:, end:] -= errors @ upper[start:end, end:]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import te, tirx
@@ -29,6 +29,20 @@ from ingot.schedules.lanes import LANES, mark_lanes
 from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, largest_divisor, registers
 from ingot.target import Target
+
+
+class Weight(Protocol):
+    """What a template reads its weights through; TE tensors and expressions throughout."""
+
+    @property
+    def placeholders(self) -> list[Any]:
+        """Return the tensors they are made of."""
+
+    def at(self, block: Any, ry: Any, rx: Any, rc: Any, lane: Any) -> Any:  # noqa: ANN401
+        """Return the weight of a lane in a block of output channels, for an input channel at a window's place."""
+
+    def finish(self, total: Any, channel: Any) -> Any:  # noqa: ANN401
+        """Return an output channel's result, given its sum."""
 
 
 @dataclass(frozen=True)
@@ -228,10 +242,36 @@ def peels(workload: Conv2DWorkload, config: TileConfig) -> bool:
     return workload.kernel[1] * config.pixels * config.block * config.unroll <= MAX_WINDOW_CODE
 
 
-def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize | None = None) -> list[Any]:
+class PackedWeight:
+    """Weights as `pack_weight` packs them: what a template reads. Others like it decode theirs (`schedules.stored`)."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        """Take the packed shape [CO/b][KH][KW][CI][b]."""
+        self._weight = te.placeholder(shape, dtype, name="weight")
+        self.placeholders = [self._weight]
+
+    def at(self, block: Any, ry: Any, rx: Any, rc: Any, lane: Any) -> Any:  # noqa: ANN401 - TE expressions
+        """Return one weight."""
+        return self._weight[block, ry, rx, rc, lane]
+
+    def finish(self, total: Any, channel: Any) -> Any:  # noqa: ANN401 - TE expressions
+        """Return the sum of an output channel."""
+        return total
+
+
+def packed_shape(workload: Conv2DWorkload, config: TileConfig) -> tuple[int, int, int, int, int]:
+    """Return the shape of a layer's packed weights."""
+    kh, kw = workload.kernel
+    return ceil_div(workload.out_channels, config.block), kh, kw, workload.in_channels, config.block
+
+
+def compute(
+    workload: Conv2DWorkload, config: TileConfig, convert: Dequantize | None = None, weight: Weight | None = None
+) -> list[Any]:
     """Return the TE tensors [data NHWC, packed weight, output NHWC] of one convolution.
 
-    With `convert` the data are stored integers that each tile turns into float32 as it copies its patch.
+    With `convert` the data are stored integers that each tile turns into float32 as it copies its patch. With `weight`
+    the packed weight is what that is made of, one tensor or several.
     """
     w = workload
     kh, kw = w.kernel
@@ -240,11 +280,11 @@ def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize | 
     height, width, co = w.out_height, w.out_width, w.out_channels
     stored = convert.dtype if convert is not None else w.dtype
     data = te.placeholder((w.batch, w.height, w.width, w.in_channels), stored, name="data")
+    weight = weight or PackedWeight(packed_shape(w, config), w.dtype)
     if w.pointwise:
         lead = (w.batch, height, width)
-        return _product(data, lead, co, config, "conv", w.dtype, convert, lambda n, y, x: (n, y * sh, x * sw))
+        return _product(data, lead, co, config, "conv", weight, convert, lambda n, y, x: (n, y * sh, x * sw))
     blocks = ceil_div(co, config.block)
-    weight = te.placeholder((blocks, kh, kw, w.in_channels, config.block), w.dtype, name="weight")
     tiled_width = ceil_div(width, config.pixels) * config.pixels
     attrs: dict[str, Any] = annotate_block("conv2d", "conv2d", config)
     if convert is None and peels(w, config):
@@ -264,14 +304,17 @@ def compute(workload: Conv2DWorkload, config: TileConfig, convert: Dequantize | 
     conv = te.compute(
         (w.batch, height, tiled_width, blocks * config.block),
         lambda n, y, x, c: te.sum(
-            load(n, y * sh + ry * dh, x * sw + rx * dw, rc) * weight[c // config.block, ry, rx, rc, c % config.block],
+            load(n, y * sh + ry * dh, x * sw + rx * dw, rc)
+            * weight.at(c // config.block, ry, rx, rc, c % config.block),
             axis=[ry, rx, rc],
         ),
         name="conv",
         attrs=attrs,
     )
-    out = te.compute((w.batch, height, width, co), lambda n, y, x, c: conv[n, y, x, c], name="conv_out")
-    return [data, weight, out]
+    out = te.compute(
+        (w.batch, height, width, co), lambda n, y, x, c: weight.finish(conv[n, y, x, c], c), name="conv_out"
+    )
+    return [data, *weight.placeholders, out]
 
 
 @dataclass(frozen=True)
@@ -298,11 +341,17 @@ class MatmulWorkload:
         return Conv2DWorkload(1, 1, self.positions, self.k, self.n, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), self.dtype)
 
 
-def compute_matmul(workload: MatmulWorkload, config: TileConfig, convert: Dequantize | None = None) -> list[Any]:
-    """Return the TE tensors [data (lead..., K), packed weight, output (lead..., N)] of one matrix product."""
+def compute_matmul(
+    workload: MatmulWorkload, config: TileConfig, convert: Dequantize | None = None, weight: Weight | None = None
+) -> list[Any]:
+    """Return the TE tensors [data (lead..., K), packed weight, output (lead..., N)] of one matrix product.
+
+    `convert` and `weight` are those of `compute`.
+    """
     w = workload
+    weight = weight or PackedWeight(packed_shape(w.as_conv(), config), w.dtype)
     data = te.placeholder((*w.lead, w.k), convert.dtype if convert is not None else w.dtype, name="data")
-    return _product(data, w.lead, w.n, config, "matmul", w.dtype, convert, lambda *i: i)
+    return _product(data, w.lead, w.n, config, "matmul", weight, convert, lambda *i: i)
 
 
 def _product(
@@ -311,7 +360,7 @@ def _product(
     n: int,
     config: TileConfig,
     name: str,
-    dtype: str,
+    weight: Weight,
     convert: Dequantize | None,
     place: Callable[..., Sequence[Any]],
 ) -> list[Any]:
@@ -330,16 +379,17 @@ def _product(
     source: Any = stored
     if convert is not None:
         source = te.compute((tall, k), lambda row, channel: convert(stored(row, channel)), name="padded")
-    weight = te.placeholder((blocks, 1, 1, k, config.block), dtype, name="weight")
     rc = te.reduce_axis((0, k), "rc")
     product = te.compute(
         (tall, blocks * config.block),
-        lambda row, c: te.sum(source(row, rc) * weight[c // config.block, 0, 0, rc, c % config.block], axis=[rc]),
+        lambda row, c: te.sum(source(row, rc) * weight.at(c // config.block, 0, 0, rc, c % config.block), axis=[rc]),
         name=name,
         attrs=annotate_block(name, "conv2d", config),
     )
-    out = te.compute((*lead, n), lambda *i: product[_ravel(i[:-1], lead), i[-1]], name=f"{name}_out")
-    return [data, weight, out]
+    out = te.compute(
+        (*lead, n), lambda *i: weight.finish(product[_ravel(i[:-1], lead), i[-1]], i[-1]), name=f"{name}_out"
+    )
+    return [data, *weight.placeholders, out]
 
 
 def _unravel(row: Any, shape: tuple[int, ...]) -> list[Any]:  # noqa: ANN401 - TE expressions

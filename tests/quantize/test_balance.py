@@ -1,0 +1,120 @@
+"""Moving scale between layers: the float model stays what it was, and 8 bits hold more of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import ingot
+from frontend.tiny_models import model_of
+from ingot.frontend import import_model
+from ingot.passes.pipeline import run
+from ingot.passes.rewriter import op_name
+from ingot.quantize.balance import Pair, balanced, choose, noise_of, pairs_of
+from ingot.quantize.graph import Graph
+from ingot.quantize.observe import ChannelStatistics
+from ingot.quantize.prepare import prepare
+from ingot.target import load_target
+from passes.execute import Executable
+from quantize.models import small_samples, sqnr
+
+SPREAD = np.geomspace(0.02, 2, 16).astype(np.float32)
+
+
+def uneven_net(path: Path) -> Path:
+    """conv, clip, depthwise, relu, conv, norm, two matrix products: channels of very different ranges between them."""
+    random = np.random.default_rng(0)
+
+    def weight(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    weights = {
+        "w1": weight(16, 3, 3, 3) * SPREAD[:, None, None, None],
+        "b1": random.standard_normal(16).astype(np.float32) * SPREAD,
+        "w2": weight(16, 1, 3, 3),
+        "w3": weight(16, 16, 1, 1) / SPREAD[:, None, None],
+        "low": np.float32(-0.5),
+        "high": np.float32(3),
+        "flat": np.array([1, 16, -1]),
+        "gamma": SPREAD[::-1].copy(),
+        "beta": random.standard_normal(16).astype(np.float32) * SPREAD[::-1],
+        "w4": weight(12, 16).T / SPREAD[::-1, None],
+        "w5": weight(9, 16).T / SPREAD[::-1, None],
+    }
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("Clip", ["c1", "low", "high"], ["r1"]),
+        node("Conv", ["r1", "w2"], ["c2"], pads=[1, 1, 1, 1], group=16),
+        node("Relu", ["c2"], ["r2"]),
+        node("Conv", ["r2", "w3"], ["c3"]),
+        node("Reshape", ["c3", "flat"], ["f"]),
+        node("Transpose", ["f"], ["t"], perm=[0, 2, 1]),
+        node("LayerNormalization", ["t", "gamma", "beta"], ["n"]),
+        node("MatMul", ["n", "w4"], ["y"]),
+        node("MatMul", ["n", "w5"], ["z"]),
+    ]
+    onnx.save(model_of(nodes, {"x": ("float32", (1, 3, 16, 16))}, ["y", "z"], weights), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return uneven_net(tmp_path_factory.mktemp("uneven") / "net.onnx")
+
+
+@pytest.fixture(scope="module")
+def graph(net: Path) -> Graph:
+    return Graph(prepare(import_model(net), load_target("native")))
+
+
+def test_which_tensors_can_be_divided(graph: Graph) -> None:
+    pairs = pairs_of(graph)
+    assert [[layer.kind for layer in pair.readers] for pair in pairs] == [["depthwise"], ["conv2d"], ["matmul"] * 2]
+    makers = [op_name(graph.value[pair.path[-1]]).removeprefix("relax.") for pair in pairs]
+    assert makers[:2] == ["nn.conv2d", "nn.conv2d"] and makers[2] in ("nn.layer_norm", "multiply")
+
+
+def test_the_divided_model_computes_the_same(graph: Graph, tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    scales = [(pair, np.exp(random.standard_normal(16))) for pair in pairs_of(graph)]
+    x = small_samples(1)
+    results = []
+    for state in (graph.state, balanced(graph, scales)):
+        # Passes read the model that was imported: this one is it, in another form.
+        results.append(Executable(run(state), tmp_path).run([x]))
+    for before, after in zip(*results, strict=True):
+        assert np.abs(before).max() > 0.1 and np.allclose(before, after, rtol=1e-4, atol=1e-4)
+        assert not np.array_equal(before, after), "nothing was divided"
+
+
+def test_the_estimate_follows_the_ranges(graph: Graph) -> None:
+    pair: Pair = pairs_of(graph)[0]
+    even = ChannelStatistics(np.zeros(16), np.ones(16), np.full(16, 100.0), 400)
+    assert choose({pair.data: even}, [pair]) == [], "a depthwise layer's channels of one range have nothing to gain"
+    high = SPREAD.astype(np.float64)
+    uneven = ChannelStatistics(np.zeros(16), high, high**2 * 100, 400)
+    ((_, scales),) = choose({pair.data: uneven}, [pair])
+    assert noise_of(pair, uneven, scales) < noise_of(pair, uneven, np.ones(16)) / 3
+    assert np.ptp(np.log(high / scales)) < 0.5 * np.ptp(np.log(high)), "ranges come nearer to each other"
+    high[3] = 0
+    ((_, scales),) = choose({pair.data: ChannelStatistics(np.zeros(16), high, high**2 * 100, 400)}, [pair])
+    assert scales[3] == 1, "a channel that is always 0 stays"
+
+
+def test_uneven_channels_gain_and_the_report_says_so(net: Path, tmp_path: Path) -> None:
+    artifact = ingot.compile(
+        net, precision="int8", calibrate={"x": small_samples(32)}, calibrator="minmax", selftest=False
+    )
+    report = artifact.quantization
+    assert report is not None and report.balanced >= 2 and report.gained_db > 2
+    assert "scale moved around" in report.as_text()
+    reference = ingot.load(ingot.compile(net, selftest=False).save(tmp_path / "float.so"))
+    quantised = ingot.load(artifact.save(tmp_path / "int8.so"))
+    fresh = small_samples(16, seed=2)
+    wanted, found = (np.concatenate([model(x[None])[0] for x in fresh]) for model in (reference, quantised))
+    assert sqnr(wanted, found) > 30
