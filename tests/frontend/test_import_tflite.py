@@ -21,9 +21,9 @@ _RNG = np.random.default_rng(5)
 
 
 def litert(path: Path, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The outputs of LiteRT's built-in kernels."""
+    """The outputs of LiteRT's reference kernels."""
     interpreter = pytest.importorskip("ai_edge_litert.interpreter")
-    kind = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    kind = interpreter.OpResolverType.BUILTIN_REF
     runner = interpreter.Interpreter(model_path=str(path), experimental_op_resolver_type=kind)
     for detail, array in zip(runner.get_input_details(), arrays, strict=True):
         if tuple(detail["shape"]) != array.shape:

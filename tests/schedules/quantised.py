@@ -14,15 +14,18 @@ from ingot.frontend import import_model
 Array = np.ndarray
 
 
-def requantized(sums: Array, ratio: Array, zero_point: int, dtype: str, away: bool) -> Array:
-    """TFLite's two roundings of int64 sums times ratio (one for each last index), and the zero point."""
+def requantized(sums: Array, ratio: Array, zero_point: int, dtype: str, once: bool) -> Array:
+    """Int64 sums times ratio (one for each last index) and the zero point, rounded twice or `once`, as TFLite does."""
     fraction, exponent = np.frexp(np.broadcast_to(ratio, sums.shape[-1:]))
     multiplier = np.rint(fraction * 2.0**31).astype(np.int64)
-    # A ratio of 1 or more shifts left first.
-    high = (sums * (multiplier << np.maximum(exponent, 0)) + (1 << 30)) >> 31
-    shift = np.maximum(-exponent, 0)
-    half = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
-    whole = (high + half - ((high < 0) & (shift > 0) & away)) >> shift
+    if once:
+        whole = (sums * multiplier + (1 << (30 - exponent.astype(np.int64)))) >> (31 - exponent.astype(np.int64))
+    else:
+        # A ratio of 1 or more shifts left first.
+        high = (sums * (multiplier << np.maximum(exponent, 0)) + (1 << 30)) >> 31
+        shift = np.maximum(-exponent, 0)
+        half = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
+        whole = (high + half - ((high < 0) & (shift > 0))) >> shift
     info = np.iinfo(dtype)
     return np.clip(whole + zero_point, info.min, info.max).astype(dtype)
 
@@ -56,7 +59,7 @@ class Layers:
 
     def _layer(self, kind: str, x: Array, weight: Array, sums: Array, axis: int, options: tuple[str, dict]) -> None:
         """Add a layer whose sums, without bias, are known."""
-        channels, away = sums.shape[-1], kind == "DEPTHWISE_CONV_2D"
+        channels, once = sums.shape[-1], kind == "FULLY_CONNECTED"
         count = channels if self.per_channel else 1
         bias = self.random.integers(-3000, 3000, channels).astype(np.int32)
         sums = sums + bias
@@ -80,8 +83,8 @@ class Layers:
         self.inputs.append(source)
         self.outputs.append(y)
         self.feeds.append(x)
-        ratio = np.float64(data_scale) * scales.astype(np.float64) / np.float64(out_scale)
-        self.wanted.append(requantized(sums, ratio, out_zero, self.dtype, away))
+        ratio = np.float64(data_scale) * scales.astype(np.float64) / np.float64(out_scale)  # data_scale is a power of 2
+        self.wanted.append(requantized(sums, ratio, out_zero, self.dtype, once))
 
     def _zeros(self) -> tuple[int, int]:
         return (-5, 3) if self.dtype == "int8" else (120, 131)

@@ -4,7 +4,11 @@
 
 with x int32, and m, t, s int32 constants, one for all or one for each last index. h is gemmlowp's rounding doubling
 high multiply (ARM's sqrdmulh), which takes halves upward; t holds the half of the second rounding and the zero point.
-With `away` the second rounding takes halves away from zero: h is one less where it is negative.
+The roundings:
+
+- "up": as above, halves of the second rounding go upward.
+- "away": they go away from zero: h is one less where it is negative.
+- "once": clip(((x * m + 2^(30 + s)) >> (31 + s)) + t, low, high) in 64 bits; t is the zero point.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from tvm.ir import _ffi_api as tvm_ir
 
 REQUANTIZE = "ingot.requantize"
 
+#: Numbers m * 2^(e - 31), as the arrays m (int64, below 2^31) and e.
+Ratio = tuple[np.ndarray, np.ndarray]
+
 
 def high_multiply(x: Any, multiplier: Any) -> Any:  # noqa: ANN401 - TIR expressions
     """Return (x * multiplier + 2^30) >> 31 by its definition, in 64 bits: int32."""
@@ -26,11 +33,18 @@ def high_multiply(x: Any, multiplier: Any) -> Any:  # noqa: ANN401 - TIR express
     return tirx.shift_right(product, tirx.const(31, "int64")).astype("int32")
 
 
+def _once(x: Any, multiplier: Any, shift: Any) -> Any:  # noqa: ANN401 - TIR expressions
+    """Return (x * multiplier + 2^(30 + shift)) >> (31 + shift): int32."""
+    by = shift.astype("int64") + tirx.const(31, "int64")
+    half = tirx.shift_left(tirx.const(1, "int64"), by - tirx.const(1, "int64"))
+    return tirx.shift_right(x.astype("int64") * multiplier.astype("int64") + half, by).astype("int32")
+
+
 def define(builder: Any, call: Any, multiply: Any = high_multiply) -> Any:  # noqa: ANN401
     """Return the loop nest of a call of the operator; `multiply` computes h."""
     attrs = call.attrs
     low, high = (tirx.const(int(attrs[key]), "int32") for key in ("low", "high"))
-    away = bool(attrs["away"])
+    rounding = str(attrs["rounding"])
     numbers = [_one_number(arg) for arg in call.args[1:]]
     tensors = [arg for arg, number in zip(call.args[1:], numbers, strict=True) if number is None]
 
@@ -43,8 +57,10 @@ def define(builder: Any, call: Any, multiply: Any = high_multiply) -> Any:  # no
                 tirx.const(item, "int32") if isinstance(item, int) else item(*index[-len(item.shape) :])
                 for item in sources
             )
+            if rounding == "once":
+                return tirx.min(tirx.max(_once(x(*index), m, s) + t, low), high).astype(str(attrs["dtype"]))
             h = multiply(x(*index), m)
-            if away:
+            if rounding == "away":
                 h = h + tirx.shift_right(h, tirx.const(31, "int32"))
             return tirx.min(tirx.max(tirx.shift_right(h + t, s), low), high).astype(str(attrs["dtype"]))
 
@@ -76,7 +92,7 @@ def _register() -> Op:
 _OPERATOR = _register()
 
 
-def decompose(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def decompose(ratio: np.ndarray) -> Ratio:
     """Return 31-bit fractions m (int64) and exponents e with ratio = m * 2^(e - 31), as TFLite quantises multipliers.
 
     m lies in [2^30, 2^31) or is 0.
@@ -87,22 +103,23 @@ def decompose(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(multiplier == 1 << 31, 1 << 30, multiplier), exponent
 
 
-def is_simple(ratio: np.ndarray, away: bool) -> bool:
-    """Say whether the operator expresses these ratios without overflow for sums below 2^30.
+def is_simple(exponent: np.ndarray, rounding: str) -> bool:
+    """Say whether the operator expresses ratios with these exponents without overflow for sums below 2^30.
 
-    They must be below 1 (below 1/2 if halves go away from zero) and not below 2^-23, since t holds zero_point << s.
+    They must be below 1 (below 1/2 if halves go away from zero) and not below 2^-23, since t holds zero_point << s;
+    rounded once, below 2^23 and not below 2^-32.
     """
-    exponent = decompose(ratio)[1]
-    return bool(np.all(exponent <= (-1 if away else 0)) and np.all(exponent >= -22))
+    most, least = {"up": (0, -22), "away": (-1, -22), "once": (23, -31)}[rounding]
+    return bool(np.all(exponent <= most) and np.all(exponent >= least))
 
 
-def constants(ratio: np.ndarray, zero_point: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return m, t and s (int32) for simple ratios; equal ones are one number."""
-    if np.all(ratio == ratio.reshape(-1)[0]):
-        ratio = ratio.reshape(-1)[:1]
-    multiplier, exponent = decompose(ratio)
+def constants(ratio: Ratio, zero_point: int, rounding: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return m, t and s (int32) for simple ratios."""
+    multiplier, exponent = ratio
     shift = -exponent.astype(np.int64)
-    offset = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0) + (zero_point << shift)
+    offset = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0) + (zero_point << np.maximum(shift, 0))
+    if rounding == "once":
+        offset = np.full(shift.shape, zero_point)
     return multiplier.astype(np.int32), offset.astype(np.int32), shift.astype(np.int32)
 
 
@@ -111,8 +128,8 @@ def requantize(
     numbers: tuple[Any, Any, Any],
     limits: tuple[int, int],
     dtype: str,
-    away: bool,
+    rounding: str,
 ) -> Any:  # noqa: ANN401
     """Return the call on int32 `x`; `numbers` are m, t and s as expressions."""
-    attrs = tvm.ir.make_node("ir.DictAttrs", low=limits[0], high=limits[1], dtype=dtype, away=away)
+    attrs = tvm.ir.make_node("ir.DictAttrs", low=limits[0], high=limits[1], dtype=dtype, rounding=rounding)
     return relax.Call(_OPERATOR, [x, *numbers], attrs)

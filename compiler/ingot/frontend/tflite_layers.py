@@ -6,6 +6,7 @@ import numpy as np
 
 from ingot.errors import UnsupportedError
 from ingot.frontend.tflite_ops import handles
+from ingot.frontend.tflite_rounding import centred, limited, limits_of, multiplier_of, ratio_of, real_scale, requantized
 from ingot.frontend.tvm_types import Expr, Operator, Options, TfliteConverter, Wrapper
 
 _INT8, _UINT8 = 9, 3
@@ -73,94 +74,27 @@ def _is_exact(source: Wrapper, weight: Wrapper, output: Wrapper) -> bool:
 
 
 def _finish(
-    converter: TfliteConverter,
-    sums: Expr,
-    parts: tuple[Wrapper, Wrapper, Wrapper],
-    activation: int,
-    exact: bool,
-    away: bool = False,
+    converter: TfliteConverter, sums: Expr, parts: tuple[Wrapper, Wrapper, Wrapper], activation: int, exact: bool
 ) -> Expr:
-    """A layer's output from its sums: scaled, rounded as TFLite rounds, limited by the activation.
-
-    TFLite multiplies the whole-number sum by a 31-bit fraction f and rounds, then divides by 2**s and rounds again
-    (halves upward, in depthwise layers away from zero), f * 2**-s being the ratio of scales.
-    Rounding once instead is off by one in about one element of
-    2**(s+1), which is enough to change a classifier's answer: so this does the same two steps.
-    """
-
+    """A layer's output from its sums: scaled, rounded as TFLite rounds, limited by the activation."""
     output = parts[2]
     if not exact:
         return converter.finish(sums, output, activation)
-    scales = [np.float64(item.qnn_params["scale"].value.numpy()) for item in parts]
-    limits = _limits(converter, output, activation)
-    return _requantize(converter, sums, np.atleast_1d(scales[0] * scales[1] / scales[2]), output, limits, away=away)
+    limits = limits_of(converter, output, activation)
+    rounding = "once" if len(converter.shape_of(parts[1])) == 2 else "away"
+    return requantized(converter, sums, multiplier_of(_ratio(converter, *parts)), output, limits, rounding)
 
 
-def _requantize(
-    converter: TfliteConverter, sums: Expr, ratio: np.ndarray, output: Wrapper, limits: tuple[int, int], away: bool
-) -> Expr:
-    """Whole numbers (as float) times `ratio` (one, or one for each last index), rounded twice, plus the zero point.
+def _ratio(converter: TfliteConverter, source: Wrapper, weight: Wrapper, output: Wrapper) -> np.ndarray:
+    """The scale of a layer's sums over that of its output, as TFLite computes it.
 
-    TFLite's second rounding takes halves upward in its matrix kernels and away from zero everywhere else.
+    With one scale for all weights the product of scales is rounded to float32, except in int8 convolutions.
     """
-    from tvm import relax
-
-    from ingot.frontend import fixed_point
-
-    if not np.all(np.isfinite(ratio)) or np.any(ratio < 0):
-        raise UnsupportedError("a layer's scales are not usable", found=str(ratio[:4]), allowed="positive numbers")
-    zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
-    dtype = converter.get_tensor_type_str(output.tensor.Type())
-
-    def constant(array: np.ndarray, dtype: str) -> Expr:
-        same = array.size == 1 or bool(np.all(array == array[0]))
-        value = np.asarray(array[0] if same else array).astype(dtype)
-        return converter.exp_tab.new_const(value, dtype=dtype, source_name=b"requantize")
-
-    if fixed_point.is_simple(ratio, away):
-        numbers = tuple(constant(item, "int32") for item in fixed_point.constants(ratio, zero))
-        return fixed_point.requantize(relax.op.astype(sums, "int32"), numbers, limits, dtype, away)
-    multiplier, exponent = fixed_point.decompose(ratio)
-    shift = np.clip(-exponent, 0, 31).astype(np.int32)
-    # Multiplied by the 31-bit fraction in 64 bits and rounded, halves upward; a ratio of 1 or more shifts left first.
-    factor = multiplier << np.clip(exponent, 0, 31).astype(np.int64)
-    product = relax.op.multiply(relax.op.astype(relax.op.astype(sums, "int32"), "int64"), constant(factor, "int64"))
-    rounded = relax.op.add(product, relax.const(1 << 30, "int64"))
-    whole = converter.bb.emit(relax.op.astype(relax.op.right_shift(rounded, relax.const(31, "int64")), "int32"))
-    if np.any(shift > 0):
-        middle: Expr = constant(np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0).astype(np.int32), "int32")
-        if away:
-            # One less for negative numbers: -1.5 becomes -2, not -1.
-            sign = relax.op.right_shift(whole, relax.const(31, "int32"))
-            used = constant(np.where(shift > 0, -1, 0).astype(np.int32), "int32")
-            middle = relax.op.add(middle, relax.op.bitwise_and(sign, used))
-        whole = relax.op.right_shift(relax.op.add(whole, middle), constant(shift, "int32"))
-    shifted = relax.op.add(whole, relax.const(zero, "int32"))
-    limited = relax.op.maximum(shifted, relax.const(limits[0], "int32"))
-    limited = relax.op.minimum(limited, relax.const(limits[1], "int32"))
-    return relax.op.astype(limited, dtype)
-
-
-def _limits(converter: TfliteConverter, output: Wrapper, activation: int) -> tuple[int, int]:
-    """Smallest and largest stored value of an output after its activation (NONE, RELU, RELU_N1_TO_1, RELU6)."""
-    low, high = (-128, 127) if output.tensor.Type() == _INT8 else (0, 255)
-    scale = output.qnn_params["scale"].value.numpy().reshape(-1)[0]
-    zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
-    bounds = {0: (None, None), 1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
-    if activation not in bounds:
-        name = str(converter.activation_fn_type.get(activation, activation))
-        raise UnsupportedError(
-            "a quantised layer has this activation", found=name, allowed="none, relu, relu6 or relu1"
-        )
-
-    def stored(value: float) -> int:
-        exact = np.float64(value) / np.float64(scale)
-        return zero + int(np.trunc(exact + np.copysign(0.5, exact)))
-
-    least, most = bounds[activation]
-    low = low if least is None else max(low, stored(least))
-    high = high if most is None else min(high, stored(most))
-    return low, high
+    scale = weight.qnn_params["scale"].value.numpy().reshape(-1)
+    single = scale.size == 1 and (weight.tensor.Type() == _UINT8 or len(converter.shape_of(weight)) == 2)
+    kind = np.float32 if single else np.float64
+    product = kind(real_scale(source)) * scale.astype(kind)
+    return np.asarray(np.asarray(product, np.float64) / np.float64(real_scale(output)))
 
 
 def _inputs(converter: TfliteConverter, operator: Operator) -> tuple[Wrapper, Wrapper, Wrapper]:
@@ -209,7 +143,7 @@ def _conv(converter: TfliteConverter, operator: Operator) -> Expr:
     if bias is not None:
         result = relax.op.add(result, _bias(converter, source, weight, bias, exact))
     parts = (source, weight, output)
-    return _finish(converter, result, parts, options.FusedActivationFunction(), exact, away=depthwise)
+    return _finish(converter, result, parts, options.FusedActivationFunction(), exact)
 
 
 @handles("FULLY_CONNECTED")
@@ -238,6 +172,8 @@ def _dense(converter: TfliteConverter, operator: Operator) -> Expr:
 def _pool(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
+    from ingot.frontend import integer_ops
+
     source = converter.get_input_tensors(operator)[0]
     output = converter.get_output_tensors(operator)[0]
     options = converter.options(operator, "Pool2DOptions")
@@ -257,17 +193,11 @@ def _pool(converter: TfliteConverter, operator: Operator) -> Expr:
     operate = relax.op.nn.avg_pool2d if average else relax.op.nn.max_pool2d
     if source.qnn_params is None:
         return converter.convert_fused_activation_function(operate(value, **common), activation)
-    dtype = converter.get_tensor_type_str(output.tensor.Type())
+    limits = limits_of(converter, output, activation)
     if average:
-        # Averages of integers in float are exact up to one rounding; TFLite rounds halves away from zero.
-        mean = relax.op.nn.avg_pool2d(relax.op.astype(value, "float32"), **common)
-        half = relax.op.multiply(relax.op.sign(mean), relax.const(0.5, "float32"))
-        result = relax.op.astype(relax.op.trunc(relax.op.add(mean, half)), dtype)
-    else:
-        result = operate(value, **common)
-    scale = float(output.qnn_params["scale"].value.numpy().reshape(-1)[0])
-    zero = int(output.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
-    return converter.convert_qnn_fused_activation_function(result, activation, scale, zero, dtype)
+        return integer_ops.average_pool(value, kernel, common["strides"], common["padding"], limits)
+    dtype = converter.get_tensor_type_str(output.tensor.Type())
+    return limited(operate(value, **common), limits, dtype)
 
 
 @handles("QUANTIZE")
@@ -281,20 +211,5 @@ def _quantize(converter: TfliteConverter, operator: Operator) -> Expr:
         return converter.quantize(value, output)
     if source.tensor.Type() not in (_INT8, _UINT8) or output.tensor.Type() not in (_INT8, _UINT8):
         return converter.quantize(converter.dequantize(value, source), output)
-    ratio = np.float64(source.qnn_params["scale"].value.numpy()) / np.float64(output.qnn_params["scale"].value.numpy())
-    whole = _real(converter, source, True)
-    return _requantize(converter, whole, np.atleast_1d(ratio), output, _limits(converter, output, 0), away=True)
-
-
-@handles("SOFTMAX")
-def _softmax(converter: TfliteConverter, operator: Operator) -> Expr:
-    from tvm import relax
-
-    source = converter.get_input_tensors(operator)[0]
-    output = converter.get_output_tensors(operator)[0]
-    beta = float(converter.options(operator, "SoftmaxOptions").Beta())
-    value = _real(converter, source, False)
-    if beta != 1.0:
-        value = relax.op.multiply(value, relax.const(beta, "float32"))
-    result = relax.op.nn.softmax(value, axis=-1)
-    return result if output.qnn_params is None else converter.quantize(result, output)
+    ratio = ratio_of(real_scale(source), real_scale(output))
+    return requantized(converter, centred(converter, source), ratio, output, limits_of(converter, output, 0))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ingot.errors import UnsupportedError
+from ingot.frontend import tflite_tables as tables
 from ingot.frontend.tflite_ops import handles
+from ingot.frontend.tflite_rounding import is_whole, storage
 from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter, Wrapper
 
 _COMPLEX64 = 8  # as float32 with a last axis of two
@@ -17,6 +19,11 @@ def _move(converter: TfliteConverter, source: Wrapper, output: Wrapper, value: E
         return value
     if source.qnn_params is None or output.qnn_params is None:
         raise UnsupportedError("only one end of an operator is quantised", found="mixed", allowed="both or none")
+    if is_whole(source, output):
+        from ingot.frontend import integer_ops
+
+        table = tables.rescaled(storage(source), storage(output))
+        return integer_ops.lookup(value, converter.constant_weight(table))
     return converter.quantize(converter.dequantize(value, source), output)
 
 

@@ -42,7 +42,7 @@ _MIXED = frozenset(("QUANTIZE", "DEQUANTIZE", "custom TFLite_Detection_PostProce
 HYBRID = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
 
 # The files that fill OWN.
-_FAMILIES = ("tflite_layers", "tflite_moves", "tflite_detect", "tflite_signal")
+_FAMILIES = ("tflite_layers", "tflite_moves", "tflite_arithmetic", "tflite_detect", "tflite_signal")
 
 Handler = Callable[[TfliteConverter, Operator], Expr]
 OWN: dict[str, Handler] = {}
@@ -287,6 +287,10 @@ def _converter_class() -> type:
                     f"the {meaning} is computed at run time", found="a computed tensor", allowed=allowed
                 )
             return np.asarray(self.get_tensor_value(tensor))
+
+        def constant_weight(self, value: np.ndarray) -> Expr:
+            """A table made by the compiler, as a constant or, if it is large, a weight."""
+            return self.exp_tab.new_const(value, dtype=str(value.dtype), source_name=b"table")
 
         def same_scale(self, left: Wrapper, right: Wrapper) -> bool:
             """Whether two tensors are quantised alike (or both not at all)."""

@@ -9,8 +9,11 @@ from typing import Any
 from tvm import te, tirx
 
 from ingot.frontend import fixed_point as relax_fixed_point
+from ingot.frontend import integer_ops
 from ingot.passes.rewriter import dtype_of, shape_of
 from ingot.schedules import fixed_point
+from ingot.schedules.rows import RowsConfig
+from ingot.schedules.vector import annotate_block
 
 
 def _extremum(combine: Callable[[Any, Any], Any], start: float, name: str) -> Callable[[Any, Any], Any]:
@@ -59,4 +62,7 @@ DEFINITIONS: dict[str, Callable[[Any, Any], Any]] = {
     "relax.max": _extremum(tirx.max, float("-inf"), "max"),
     "relax.min": _extremum(tirx.min, float("inf"), "min"),
     relax_fixed_point.REQUANTIZE: functools.partial(relax_fixed_point.define, multiply=fixed_point.multiply),
+    integer_ops.SOFTMAX: functools.partial(
+        integer_ops.define_softmax, attrs=annotate_block("softmax", "rows", RowsConfig(1, 1))
+    ),
 }

@@ -1,0 +1,169 @@
+"""TFLite's arithmetic on 8-bit integers: sums, products, means and functions of one value, as its reference kernels do.
+
+What is not stored in 8 bits goes to TVM's converters. `docs/quantisation.md` lists where LiteRT's kernels differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ingot.frontend import tflite_tables as tables
+from ingot.frontend.tflite_ops import handles
+from ingot.frontend.tflite_rounding import (
+    centred,
+    is_whole,
+    limits_of,
+    ratio_of,
+    real_scale,
+    requantized,
+    scaled,
+    storage,
+    zero_of,
+)
+from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter
+
+#: Bits by which sums are shifted left before they are scaled.
+_SUM_SHIFT = 20
+_INT32 = (-(1 << 31), (1 << 31) - 1)
+
+
+def _others(converter: TfliteConverter, operator: Operator) -> Expr:
+    return converter.convert_map[converter.name_of(operator)](op=operator)
+
+
+@handles("ADD", "SUB")
+def _sum(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import relax
+
+    left, right = converter.get_input_tensors(operator)
+    output = converter.get_output_tensors(operator)[0]
+    if not is_whole(left, right, output):
+        return _others(converter, operator)
+    name = converter.name_of(operator)
+    options = converter.options(operator, "AddOptions" if name == "ADD" else "SubOptions")
+    limits = limits_of(converter, output, options.FusedActivationFunction())
+    # Both on a common scale, twice the larger one, with 20 bits to spare.
+    common = 2.0 * max(real_scale(left), real_scale(right))
+    parts = [
+        scaled(
+            converter,
+            relax.op.left_shift(centred(converter, item), relax.const(_SUM_SHIFT, "int32")),
+            ratio_of(real_scale(item), common),
+            0,
+            _INT32,
+            "int32",
+        )
+        for item in (left, right)
+    ]
+    total = relax.op.add(*parts) if name == "ADD" else relax.op.subtract(*parts)
+    return requantized(converter, total, ratio_of(common, 1 << _SUM_SHIFT, real_scale(output)), output, limits)
+
+
+@handles("MUL")
+def _product(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import relax
+
+    left, right = converter.get_input_tensors(operator)
+    output = converter.get_output_tensors(operator)[0]
+    if not is_whole(left, right, output):
+        return _others(converter, operator)
+    limits = limits_of(converter, output, converter.options(operator, "MulOptions").FusedActivationFunction())
+    whole = relax.op.multiply(centred(converter, left), centred(converter, right))
+    product = np.float32(real_scale(left)) * np.float32(real_scale(right))
+    return requantized(converter, whole, ratio_of(float(product), real_scale(output)), output, limits)
+
+
+@handles("MEAN")
+def _mean(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import relax
+
+    source, over = converter.get_input_tensors(operator)
+    output = converter.get_output_tensors(operator)[0]
+    if not is_whole(source, output):
+        return _others(converter, operator)
+    shape = converter.shape_of(source)
+    axes = sorted({int(axis) % len(shape) for axis in converter.constant(over, "axes").reshape(-1)})
+    keep = bool(converter.options(operator, "ReducerOptions").KeepDims())
+    count = math.prod(shape[axis] for axis in axes)
+    total = relax.op.sum(relax.op.astype(converter.get_tensor_expr(source), "int32"), axes, keepdims=keep)
+    total = relax.op.subtract(total, relax.const(zero_of(source) * count, "int32"))
+    # The multiplier is divided by the count, with as many bits more as the count has.
+    multiplier, exponent = ratio_of(real_scale(source), real_scale(output))
+    more = min(count.bit_length() - 1, 32, 31 + int(exponent[0]))
+    ratio = (multiplier << more) // count, exponent - more
+    return requantized(converter, total, ratio, output, limits_of(converter, output, 0))
+
+
+def _table(converter: TfliteConverter, operator: Operator, make: Callable[[tables.Scale, tables.Scale], Expr]) -> Expr:
+    """A function of one 8-bit value: `make` gives its table from how input and output are stored."""
+    from ingot.frontend import integer_ops
+
+    source, output = converter.get_input_tensors(operator)[0], converter.get_output_tensors(operator)[0]
+    if not is_whole(source, output):
+        return _others(converter, operator)
+    return integer_ops.lookup(
+        converter.get_tensor_expr(source), converter.constant_weight(make(storage(source), storage(output)))
+    )
+
+
+_FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "LOGISTIC": lambda x: 1 / (1 + np.exp(-x)),
+    "TANH": np.tanh,
+    "EXP": np.exp,
+}
+
+
+@handles(*_FUNCTIONS)
+def _function(converter: TfliteConverter, operator: Operator) -> Expr:
+    function = _FUNCTIONS[converter.name_of(operator)]
+    return _table(converter, operator, lambda source, result: tables.by_float(source, result, function))
+
+
+@handles("HARD_SWISH")
+def _hard_swish(converter: TfliteConverter, operator: Operator) -> Expr:
+    return _table(converter, operator, tables.hard_swish)
+
+
+@handles("LEAKY_RELU")
+def _leaky_relu(converter: TfliteConverter, operator: Operator) -> Expr:
+    alpha = float(converter.options(operator, "LeakyReluOptions").Alpha())
+    return _table(converter, operator, lambda source, result: tables.leaky_relu(source, result, alpha))
+
+
+#: The numbers by which the schema knows the activations that are operators too.
+_LIMITS = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
+
+
+@handles(*_LIMITS)
+def _relu(converter: TfliteConverter, operator: Operator) -> Expr:
+    output = converter.get_output_tensors(operator)[0]
+    activation = _LIMITS[converter.name_of(operator)]
+    return _table(
+        converter,
+        operator,
+        lambda source, result: tables.clamp(source, result, *limits_of(converter, output, activation)),
+    )
+
+
+@handles("SOFTMAX")
+def _softmax(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import relax
+
+    from ingot.frontend import integer_ops
+
+    source, output = converter.get_input_tensors(operator)[0], converter.get_output_tensors(operator)[0]
+    beta = float(converter.options(operator, "SoftmaxOptions").Beta())
+    value = converter.get_tensor_expr(source)
+    if is_whole(source, output) and storage(source).dtype == storage(output).dtype:
+        least = int(np.iinfo(storage(output).dtype).min)
+        if abs(real_scale(output) * 256 - 1) < 1e-3 and zero_of(output) == least:
+            table = tables.exponentials(real_scale(source), beta)
+            return integer_ops.softmax(value, converter.constant_weight(table))
+    value = value if source.qnn_params is None else converter.dequantize(value, source)
+    if beta != 1.0:
+        value = relax.op.multiply(value, relax.const(beta, "float32"))
+    result = relax.op.nn.softmax(value, axis=-1)
+    return result if output.qnn_params is None else converter.quantize(result, output)
