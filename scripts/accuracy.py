@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import subprocess
 import sys
 import tempfile
@@ -176,6 +177,9 @@ def main() -> int:
     parser.add_argument("--nncf", help="a Python that has nncf and openvino")
     parser.add_argument("--only", default="", help="words of the models' names, separated by commas")
     parser.add_argument("--calibrators", default="", help="ingot's calibrators to compare instead of other tools")
+    parser.add_argument(
+        "--results", type=Path, help="a JSON file: what is in it is not run again, and results go there"
+    )
     parser.add_argument("--print", action="store_true", help="write nothing into docs")
     options = parser.parse_args()
     engines: dict[str, Engine] = {"ingot": by_ingot(None)}
@@ -186,20 +190,24 @@ def main() -> int:
         if options.nncf:
             engines["NNCF"] = by_nncf(options.nncf)
     words = [word.lower() for word in options.only.split(",") if word]
-    rows = []
-    for task in tasks(options.models):
-        if words and not any(word in task.name.lower() for word in words):
-            continue
-        reference = run_all(compiled(options.models / task.file), task.data)
-        results = {}
+    known: dict[str, dict[str, tuple[float | None, str]]] = {}
+    if options.results is not None and options.results.exists():
+        known = json.loads(options.results.read_text(encoding="utf-8"))
+    chosen = [task for task in tasks(options.models) if not words or any(word in task.name.lower() for word in words)]
+    for task in chosen:
+        results, reference = known.setdefault(task.name, {}), None
         for name, engine in engines.items():
+            if name in results:
+                continue
             start = time.perf_counter()
+            if reference is None:
+                reference = run_all(compiled(options.models / task.file), task.data)
             results[name] = judge(task, options.models, engine, reference)
-            print(
-                f"{task.name}: {name}: {results[name]} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True
-            )
-        rows.append((task, results))
-    text = table(rows, list(engines))
+            seconds = time.perf_counter() - start
+            print(f"{task.name}: {name}: {results[name]} {seconds:.0f} s", file=sys.stderr, flush=True)
+            if options.results is not None:
+                options.results.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    text = table([(task, known[task.name]) for task in chosen], list(engines))
     if options.print or options.calibrators or words:
         print(text)
         return 0
