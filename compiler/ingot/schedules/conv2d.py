@@ -374,7 +374,7 @@ def _product(
 
     def stored(row: Any, channel: Any) -> Any:  # noqa: ANN401 - TE expressions
         row = row if tall == rows else tirx.min(row, tirx.IntImm("int64", rows - 1))
-        return data(*place(*_unravel(row, lead)), channel)
+        return data(*place(*unravel(row, lead)), channel)
 
     source: Any = stored
     if convert is not None:
@@ -387,12 +387,12 @@ def _product(
         attrs=annotate_block(name, "conv2d", config),
     )
     out = te.compute(
-        (*lead, n), lambda *i: weight.finish(product[_ravel(i[:-1], lead), i[-1]], i[-1]), name=f"{name}_out"
+        (*lead, n), lambda *i: weight.finish(product[ravel(i[:-1], lead), i[-1]], i[-1]), name=f"{name}_out"
     )
     return [data, *weight.placeholders, out]
 
 
-def _unravel(row: Any, shape: tuple[int, ...]) -> list[Any]:  # noqa: ANN401 - TE expressions
+def unravel(row: Any, shape: tuple[int, ...]) -> list[Any]:  # noqa: ANN401 - TE expressions
     """Return the index in `shape` of a position in order."""
     index: list[Any] = []
     for size in reversed(shape[1:]):
@@ -401,7 +401,7 @@ def _unravel(row: Any, shape: tuple[int, ...]) -> list[Any]:  # noqa: ANN401 - T
     return [row, *index]
 
 
-def _ravel(index: Sequence[Any], shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - TE expressions
+def ravel(index: Sequence[Any], shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - TE expressions
     """Return the position in order of an index in `shape`."""
     row = index[0]
     for i, size in zip(index[1:], shape[1:], strict=True):
@@ -491,7 +491,7 @@ def _tiles(
     if joined:
         shape = tuple(int(sch.get(loop).extent) for loop in sch.get_loops(output)[:-1])
         layout = tirx.IndexMap.from_func(
-            lambda *i: [_ravel(i[:-1], shape), i[-1]], ndim=len(shape) + 1, index_dtype="int64"
+            lambda *i: [ravel(i[:-1], shape), i[-1]], ndim=len(shape) + 1, index_dtype="int64"
         )
         sch.transform_block_layout(output, layout)
         tile, inside = sch.split(sch.get_loops(output)[0], [None, config.pixels])

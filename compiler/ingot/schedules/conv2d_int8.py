@@ -13,6 +13,7 @@ data the patch holds x - z, and padding 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from tvm import te, tirx
 
 from ingot.schedules import conv2d, conv2d_mmla
-from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
+from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig, ravel, unravel
 from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
 from ingot.schedules.mmla import Mmla, integer_mmla
 from ingot.schedules.padding import Dequantize
@@ -53,9 +54,26 @@ def default_config(workload: Conv2DWorkload, target: Target, dot: Dot) -> TileCo
     space = conv2d.configs(inner, target)
     if workload.positions == 1:
         return space[-1]
-    limit = registers(target).count
-    fitting = [c for c in space if c.pixels * (v := c.block // registers(target).lanes) + v + 2 <= limit] or space
-    return min(fitting, key=lambda c: (conv2d.cost(inner, c, target), -c.pixels, c.block))
+    fitting = [c for c in space if _registers_used(c, target, dot) <= registers(target).count] or space
+    return min(fitting, key=lambda c: (_units(inner, c, target, dot), -c.pixels, c.block))
+
+
+def _registers_used(config: TileConfig, target: Target, dot: Dot) -> int:
+    """Return sums, weights of one step and inputs: where lanes are used, a register of each position's data."""
+    vectors = config.block // registers(target).lanes
+    inputs = 2
+    if conv2d.uses_lanes(target, config.unroll):
+        inputs = config.pixels + (6 if dot.form == "pairs" else 2)  # copied lanes and products of a few are alive too
+    return config.pixels * vectors + vectors + inputs
+
+
+def _units(inner: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot) -> float:
+    """Return the estimated time in units of one instruction, or group of them, of `dot`."""
+    total = conv2d.cost(inner, config, target)
+    if dot.form == "pairs" and target.arch == "aarch64":  # two lanes are copied for each position and step
+        steps = inner.kernel[0] * inner.kernel[1] * inner.in_channels
+        total += 2 / dot.cost * inner.positions * steps * ceil_div(inner.out_channels, config.block)
+    return total
 
 
 def as_image(workload: MatmulWorkload) -> Conv2DWorkload:
@@ -119,7 +137,7 @@ def pack_chosen(weight: np.ndarray, choice: Choice) -> np.ndarray:
 
 def cost(workload: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot) -> float:
     """Return the estimated cycles of one core, in the unit of `conv2d.cost`."""
-    return conv2d.cost(grouped(workload, dot), config, target) * dot.cost
+    return _units(grouped(workload, dot), config, target, dot) * dot.cost
 
 
 def pack_weight(weight: np.ndarray, block: int, dot: Dot) -> np.ndarray:
@@ -162,6 +180,9 @@ def compute(
     (kh, kw), (sh, sw), (dh, dw) = w.kernel, w.strides, w.dilation
     height, width, co = w.out_height, w.out_width, w.out_channels
     data = te.placeholder((w.batch, w.height, w.width, w.in_channels), convert.dtype, name="data")
+    if w.pointwise:
+        lead = (w.batch, height, width)
+        return _product(data, lead, co, "conv", config, convert, dot, out_dtype, lambda n, y, x: (n, y * sh, x * sw))
     weight = _weight(co, w.kernel, w.in_channels, config, dot)
     constant = te.placeholder((co,), "int32", name="correction")
     tiled = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
@@ -194,31 +215,58 @@ def compute_matmul(
     """Return the TE tensors [data (lead..., K), packed weight, correction, output (lead..., N) of `out_dtype`]."""
     w = workload
     data = te.placeholder((*w.lead, w.k), convert.dtype, name="data")
-    weight = _weight(w.n, (1, 1), w.k, config, dot)
-    constant = te.placeholder((w.n,), "int32", name="correction")
-    groups = ceil_div(w.k, dot.group)
-    *outer, rows = w.lead
-    tiled = rows if config.pixels > rows else ceil_div(rows, config.pixels) * config.pixels
-    source, moved = data, tiled > rows or groups * dot.group > w.k
-    if moved or dot.data != convert.dtype:
+    return _product(data, w.lead, w.n, "matmul", config, convert, dot, out_dtype, lambda *i: i)
+
+
+def _product(
+    data: Any,  # noqa: ANN401 - a TE tensor
+    lead: tuple[int, ...],
+    n: int,
+    name: str,
+    config: TileConfig,
+    convert: Dequantize,
+    dot: Dot,
+    out_dtype: str,
+    place: Callable[..., Sequence[Any]],
+) -> list[Any]:
+    """Return the TE tensors of a product, all positions of `lead` joined; the last tile may repeat the last position.
+
+    place: where `data` holds the position at an index of `lead`.
+    """
+    k, rows = int(data.shape[-1]), int(np.prod(lead, dtype=np.int64))
+    weight = _weight(n, (1, 1), k, config, dot)
+    constant = te.placeholder((n,), "int32", name="correction")
+    groups, tall = ceil_div(k, dot.group), ceil_div(rows, config.pixels) * config.pixels
+
+    def source(row: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+        row = row if tall == rows else tirx.min(row, tirx.IntImm("int64", rows - 1))
+        return data(*place(*unravel(row, lead)), c)
+
+    read: Any = source
+    if groups * dot.group > k or dot.data != convert.dtype:
         zero = tirx.const(convert.zero_point + _shift(convert, dot.data), dot.data)
 
-        def value(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
-            stored = _as_kind(data(*i), convert, dot.data)
-            return te.if_then_else(te.all(i[-2] < rows, i[-1] < w.k), stored, zero) if moved else stored
+        def value(row: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+            if groups * dot.group == k:
+                return _as_kind(source(row, c), convert, dot.data)
+            return te.if_then_else(c < k, _as_kind(source(row, c), convert, dot.data), zero)
 
-        source = te.compute((*outer, tiled, groups * dot.group), value, name="padded")
+        read = te.compute((tall, groups * dot.group), value, name="padded")
     rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, dot.group), "rk")
     product = te.compute(
-        (*outer, tiled, ceil_div(w.n, config.block) * config.block),
-        lambda *i: te.sum(
-            source(*i[:-1], rc * dot.group + rk).astype("int32") * _weight_at(weight, i[-1], 0, 0, rc, rk, config, dot),
+        (tall, ceil_div(n, config.block) * config.block),
+        lambda row, c: te.sum(
+            read(row, rc * dot.group + rk).astype("int32") * _weight_at(weight, c, 0, 0, rc, rk, config, dot),
             axis=[rc, rk],
         ),
-        name="matmul",
-        attrs={**annotate_block("matmul", "conv2d_int8", config), _DOT: dot.name},
+        name=name,
+        attrs={**annotate_block(name, "conv2d_int8", config), _DOT: dot.name},
     )
-    out = te.compute((*w.lead, w.n), lambda *i: (product(*i) + constant[i[-1]]).astype(out_dtype), name="matmul_out")
+    out = te.compute(
+        (*lead, n),
+        lambda *i: (product[ravel(i[:-1], lead), i[-1]] + constant[i[-1]]).astype(out_dtype),
+        name=f"{name}_out",
+    )
     return [data, weight, constant, out]
 
 

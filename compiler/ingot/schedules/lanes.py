@@ -1,9 +1,10 @@
-"""Loading four inputs at once for FMA instructions that take one lane of a register.
+"""Loading several inputs at once for instructions that take one lane of a register.
 
-NEON multiplies a vector by one lane of another (`fmla v0.4s, v1.4s, v2.s[3]`), so four neighbouring input channels are
-best loaded by one instruction. LLVM does not join the four scalar loads by itself. TIR cannot express a lane by a
-variable index, and indices are constants only after unrolling; so the schedule marks the loads (`mark_lanes`) and code
-generation rewrites the marks once the loops are unrolled (`lower_lanes`).
+NEON multiplies a vector by one lane of another (`fmla v0.4s, v1.4s, v2.s[3]`, `sdot v0.4s, v1.16b, v2.4b[3]`) or
+copies a lane to all (`dup`), so neighbouring input channels are best loaded by one instruction; a load that fills all
+lanes takes another for its address each time. LLVM does not join the small loads by itself. TIR cannot express a lane
+by a variable index, and indices are constants only after unrolling; so the schedule marks the loads (`mark_lanes`,
+`spread`) and code generation rewrites the marks once the loops are unrolled (`lower_lanes`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 from typing import Any
 
 import tvm_ffi
-from tvm import ir, s_tir, tirx
+from tvm import ir, s_tir, sym, tirx
 
 from ingot.errors import CompilerError
 
 LANES = 4
 _MARK = "ingot_lane"
+_SPREAD = "ingot_spread"
+#: Bytes of a NEON register.
+_REGISTER = 16
 
 
 def mark_lanes(function: Any, block_name: str) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
@@ -50,10 +54,30 @@ def lane_of(first: Any, lane: Any) -> Any:  # noqa: ANN401 - TIR expressions
     return tirx.call_pure_extern("float32", _MARK, first, lane)
 
 
+def spread(load: Any, lanes: int) -> Any:  # noqa: ANN401 - TIR expressions
+    """Mark the load of a few 8-bit integers that together fill each of `lanes` integers of their joint width."""
+    return tirx.call_pure_extern(f"int{8 * int(load.ty.dtype.lanes)}x{lanes}", _SPREAD, load)
+
+
+def _spread(expr: Any) -> Any:  # noqa: ANN401
+    """Return one lane of a register's load, copied, where the unrolled index says which it is; else a small load."""
+    load, lanes = expr.args[1], int(expr.ty.dtype.lanes)
+    count, first = int(load.ty.dtype.lanes), load.indices[-1].base
+    lane = sym.Analyzer().simplify(tirx.floormod(first, tirx.IntImm(str(first.ty.dtype), _REGISTER)))
+    size = int(load.source.shape[-1])  # buffers are flat by now
+    if not isinstance(lane, tirx.IntImm) or int(lane) % count or size % _REGISTER:
+        return tirx.Broadcast(tirx.reinterpret(f"int{8 * count}", load), lanes)
+    whole = tirx.Ramp(first - lane, tirx.IntImm(str(first.ty.dtype), 1), _REGISTER)
+    joined = tirx.reinterpret(f"int{8 * count}x{_REGISTER // count}", tirx.BufferLoad(load.source, [whole]))
+    return tirx.Shuffle([joined], [tirx.IntImm("int32", int(lane) // count)] * lanes)
+
+
 def lower_lanes(function: Any) -> Any:  # noqa: ANN401 - a lowered, unrolled PrimFunc
     """Replace each mark by one lane of a vector load."""
 
     def call(expr: Any) -> Any:  # noqa: ANN401
+        if len(expr.args) == 2 and isinstance(expr.args[0], ir.StringImm) and expr.args[0].value == _SPREAD:
+            return _spread(expr)
         if not (len(expr.args) == 3 and isinstance(expr.args[0], ir.StringImm) and expr.args[0].value == _MARK):
             return expr
         load, lane = expr.args[1], expr.args[2]

@@ -16,6 +16,7 @@ import numpy as np
 from tvm import s_tir
 from tvm.script import tirx as T  # noqa: N812 - the name TVM's script parser knows
 
+from ingot.schedules.lanes import spread
 from ingot.schedules.vector import registers
 from ingot.target import Target
 
@@ -59,7 +60,10 @@ DOTS: tuple[Dot, ...] = (
         ("avx512vnni",), intrinsic="llvm.x86.avx512.vpdpbusd.512", cost=1.0,
     ),
     Dot("u8s8_avxvnni", 8, 4, "uint8", "int8", "dot4", ("avxvnni",), intrinsic="llvm.x86.avx512.vpdpbusd.256"),
-    Dot("s8s8_dotprod", 4, 4, "int8", "int8", "dot4", ("dotprod",), intrinsic="llvm.aarch64.neon.sdot.v4i32.v16i8"),
+    Dot(
+        "s8s8_dotprod", 4, 4, "int8", "int8", "dot4",
+        ("dotprod",), arch="aarch64", intrinsic="llvm.aarch64.neon.sdot.v4i32.v16i8",
+    ),
     Dot(
         "s8s8_neon", 4, 4, "int8", "int8", "pairs",
         ("neon",), arch="aarch64", intrinsic="llvm.aarch64.neon.saddlp.v4i32.v8i16", split=2, cost=3.2,
@@ -121,23 +125,26 @@ def _step(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: ANN401 - 
     lanes = dot.lanes
     total = f"int32x{lanes}"
     if dot.form == "dot4":
-        bytes_ = T.reinterpret(
-            T.broadcast(T.reinterpret(data(0, 4), dtype="int32"), lanes), dtype=f"{dot.data}x{4 * lanes}"
-        )
+        four = data(0, 4)
+        joint = spread(four, lanes) if dot.arch == "aarch64" else T.broadcast(T.reinterpret(four, dtype="int32"), lanes)
+        bytes_ = T.reinterpret(joint, dtype=f"{dot.data}x{4 * lanes}")
         return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), acc, bytes_, weight, dtype=total)
     if dot.form == "madd":
         pairs = T.reinterpret(T.broadcast(T.reinterpret(data(0, 2), dtype="int32"), lanes), dtype=f"int16x{2 * lanes}")
         wide = T.cast(weight, f"int16x{2 * lanes}")
         return acc + T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), pairs, wide, dtype=total)
     if dot.form == "pairs":
-        half, products = 2 * lanes, f"int16x{2 * lanes}"
+        half, products = f"int8x{2 * lanes}", f"int16x{2 * lanes}"
 
-        def product(first: int, part: Any) -> Any:  # noqa: ANN401
-            pair = T.broadcast(T.reinterpret(data(first, 2), dtype="int16"), lanes)
-            return T.cast(T.reinterpret(pair, dtype=f"int8x{half}"), products) * T.cast(part, products)
+        def product(first: int, side: Any) -> Any:  # noqa: ANN401
+            """Multiply one half of a register of weights by pairs of data that fill the same half: smull or smull2."""
+            if dot.arch == "aarch64":
+                pairs = side(half, T.reinterpret(spread(data(first, 2), 2 * lanes), dtype=f"int8x{4 * lanes}"))
+            else:
+                pairs = T.reinterpret(T.broadcast(T.reinterpret(data(first, 2), dtype="int16"), lanes), dtype=half)
+            return T.cast(pairs, products) * T.cast(side(half, weight), products)
 
-        low, high = T.vectorlow(f"int8x{half}", weight), T.vectorhigh(f"int8x{half}", weight)
-        both = product(0, low) + product(2, high)
+        both = product(0, T.vectorlow) + product(2, T.vectorhigh)
         if dot.arch == "arm":  # this one adds to the sums itself
             return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), acc, both, dtype=total)
         return acc + T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), both, dtype=total)
