@@ -125,10 +125,12 @@ def _step(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: ANN401 - 
     lanes = dot.lanes
     total = f"int32x{lanes}"
     if dot.form == "dot4":
-        four = data(0, 4)
-        joint = spread(four, lanes) if dot.arch == "aarch64" else T.broadcast(T.reinterpret(four, dtype="int32"), lanes)
-        bytes_ = T.reinterpret(joint, dtype=f"{dot.data}x{4 * lanes}")
-        return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(dot.intrinsic), acc, bytes_, weight, dtype=total)
+        dot4, four = T.llvm_lookup_intrinsic_id(dot.intrinsic), data(0, 4)
+        if dot.arch == "aarch64":  # the last operand may be one lane of a register
+            lane = T.reinterpret(spread(four, lanes), dtype=f"{dot.data}x{4 * lanes}")
+            return T.call_llvm_pure_intrin(dot4, acc, weight, lane, dtype=total)
+        bytes_ = T.reinterpret(T.broadcast(T.reinterpret(four, dtype="int32"), lanes), dtype=f"{dot.data}x{4 * lanes}")
+        return T.call_llvm_pure_intrin(dot4, acc, bytes_, weight, dtype=total)
     if dot.form == "madd":
         pairs = T.reinterpret(T.broadcast(T.reinterpret(data(0, 2), dtype="int32"), lanes), dtype=f"int16x{2 * lanes}")
         wide = T.cast(weight, f"int16x{2 * lanes}")
