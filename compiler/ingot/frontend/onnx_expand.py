@@ -168,6 +168,49 @@ class Unroller:
 
     def scan(self, node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], label: str) -> list[Labelled]:
         """All steps of a Scan; `shapes` are those of its inputs."""
+
+        if self.opset < 9:
+            return self._batched_scan(node, shapes, label)
+        return self._scan(node, shapes, label)
+
+    def _batched_scan(self, node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], label: str) -> list[Labelled]:
+        """A Scan of opset 8: one of opset 9 for each entry of the first axis, which all inputs and outputs have."""
+        import onnx
+
+        if node.input[0]:
+            raise UnsupportedError(
+                "a Scan with lengths of its sequences is not supported",
+                where=label,
+                found=repr(node.input[0]),
+                allowed="sequences of one length",
+                hint="export the model for opset 9 or newer",
+            )
+        names, shapes = node.input[1:], shapes[1:]
+        nodes: list[Labelled] = []
+        collected: list[list[str]] = [[] for _ in node.output]
+        for entry in range(check_steps(shapes[0][0], label)):
+            one = onnx.NodeProto()
+            one.CopyFrom(node)
+            del one.input[:], one.output[:]
+            for name in names:
+                cut, inner = self.element(name, entry, 0, label)
+                nodes.append(cut)
+                one.input.append(inner)
+            for place, name in enumerate(node.output):
+                self.count += 1
+                one.output.append(f"step{self.count}/entry" if name else "")
+                collected[place].append(one.output[place])
+            for attribute in one.attribute:
+                if attribute.name == "directions":
+                    attribute.name = "scan_input_directions"
+            nodes += self._scan(one, [shape[1:] for shape in shapes], label)
+        for parts, name in zip(collected, node.output, strict=True):
+            if name:
+                nodes.extend(self.stacked(parts, 0, name, label))
+        return nodes
+
+    def _scan(self, node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], label: str) -> list[Labelled]:
+        """A Scan of opset 9."""
         import onnx
 
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}

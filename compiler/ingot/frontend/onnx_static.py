@@ -162,12 +162,11 @@ class _Walker:
             self._follow(node, label, (), None)
         if node.domain in ("", "ai.onnx") and node.op_type in ("If", "Scan", "Loop"):
             self._check_inputs(node, label)
-            if node.op_type == "Scan" and self.static.opset < 9:
-                raise UnsupportedError("Scan of opset 8 is not supported", where=label, hint="export for opset 9")
             if node.op_type == "If":
                 return self._inline_if(node, label)
             if node.op_type == "Scan":
-                return self.unroller.scan(node, [self.static.types[name].shape for name in node.input], label)
+                known = self.static.types
+                return self.unroller.scan(node, [known[name].shape if name else () for name in node.input], label)
             return self._unroll_loop(node, label)
         if is_contrib(node.domain, node.op_type):
             self._check_inputs(node, label)

@@ -97,7 +97,7 @@ def own_converter(domain: str, operator: str) -> Converter | None:
 def own_types(domain: str, operator: str) -> Callable[[OpNode], Shapes] | None:
     """What tells the outputs of an operator that the onnx package infers none for, if this compiler does."""
     _load_families()
-    return TYPES.get((domain, operator))
+    return TYPES.get(("" if domain == "ai.onnx" else domain, operator))
 
 
 def is_supported(domain: str, operator: str) -> bool:

@@ -11,7 +11,9 @@ from ingot.frontend.tvm_types import Expr
 @converts("Identity", "Dropout")
 def _identity(ctx: Context) -> Expr:
     if ctx.node.op_type == "Dropout" and ctx.has(2) and (ctx.value(2) is None or bool(ctx.need(2, "mode").reshape(()))):
-        raise ctx.unsupported("training mode", "inference mode", "export the model in evaluation mode")
+        ratio = ctx.value(1)
+        if ratio is None or float(ratio.reshape(())) != 0.0:  # nothing is dropped at ratio 0
+            raise ctx.unsupported("training mode", "inference mode", "export the model in evaluation mode")
     if len([name for name in ctx.node.output if name in ctx.types]) > 1:
         from tvm import relax
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ingot.errors import UnsupportedError
+from ingot.frontend.custom import OpNode, Shapes
 from ingot.frontend.loops import call_loops, scalar
 from ingot.frontend.onnx_ops.context import Context, converts, spread
 from ingot.frontend.onnx_ops.index import bounded_indices
@@ -129,18 +132,39 @@ def pool_places(ctx: Context, values: Expr, kernel: list[int], strides: list[int
     return ctx.bb.call_te(define, ctx.inputs[0], values, primfunc_name_hint="pool_places")
 
 
-@converts("MaxUnpool")
+def _unpooled(node: OpNode) -> Shapes:
+    """The shape of MaxUnpool, also where a constant gives it, which onnx does not look at."""
+    shape, dims = node.shapes[0], len(node.attributes["kernel_shape"])
+    if len(node.constants) > 2:
+        wanted = node.constants[2]
+        if wanted is None or wanted.size != len(shape) or wanted.min() < 1:
+            raise UnsupportedError(
+                "this form of MaxUnpool is not supported",
+                where=node.label,
+                found="an output shape that is computed at run time" if wanted is None else f"shape {wanted.tolist()}",
+                allowed=f"a constant shape of {len(shape)} sizes",
+                hint="if it is an input of the model: --bind NAME=VALUE",
+            )
+        return [(tuple(int(size) for size in wanted.reshape(-1)), node.dtypes[0])]
+    return [((*shape[:2], *_least(shape, node.attributes, dims)), node.dtypes[0])]
+
+
+def _least(shape: tuple[int, ...], attributes: Mapping[str, Any], dims: int) -> list[int]:
+    """The smallest sizes that MaxUnpool can have made `shape` of."""
+    strides, pads = spread(attributes.get("strides"), dims, 1), spread(attributes.get("pads"), 2 * dims, 0)
+    kernel = attributes["kernel_shape"]
+    return [(shape[i + 2] - 1) * strides[i] - pads[i] - pads[i + dims] + kernel[i] for i in range(dims)]
+
+
+@converts("MaxUnpool", types=_unpooled)
 def _max_unpool(ctx: Context) -> Expr:
     """Each element goes to its place in a tensor of zeros; the places count within the smallest output that fits."""
     from tvm import tirx
     from tvm.script.ir_builder import tirx as T  # noqa: N812
 
     shape, out = ctx.shape(), ctx.out_shape()
-    kernel = ctx.attr("kernel_shape")
-    dims = len(kernel)
-    strides, pads = spread(ctx.attr("strides"), dims, 1), spread(ctx.attr("pads"), 2 * dims, 0)
-    least = [(shape[i + 2] - 1) * strides[i] - pads[i] - pads[i + dims] + kernel[i] for i in range(dims)]
-    inner = (*shape[:2], *least)
+    attributes = {name: ctx.attr(name) for name in ("kernel_shape", "strides", "pads")}
+    inner = (*shape[:2], *_least(shape, attributes, len(attributes["kernel_shape"])))
     if any(small > large for small, large in zip(inner, out, strict=True)):
         raise ctx.unsupported(f"an output of {list(out)}", f"at least {list(inner)}")
 
