@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,13 @@ function body out, have no row of their own.
 
 | operator | support | pass | bound | refused | other | reason |
 |---|---|---:|---:|---:|---:|---|
+"""
+
+_OTHER_DOMAINS = """
+## Other domains
+
+Supported on numbers, and compared with ONNX Runtime by `tests/frontend/test_onnx_ml.py` and
+`tests/frontend/test_onnx_contrib.py`:
 """
 
 
@@ -58,4 +66,15 @@ def write_table(results: Sequence[Result], path: Path) -> None:
             support = "constants only"
         reason = _reason(refused[0].detail) if refused else ""
         lines.append(f"| {operator} | {support} | {plain} | {bound} | {len(refused)} | {other} | {reason} |")
-    path.write_text(_HEADER.format(numbers=summary(results)) + "\n".join(lines) + "\n")
+    path.write_text(_HEADER.format(numbers=summary(results)) + "\n".join(lines) + "\n" + other_domains())
+
+
+def other_domains() -> str:
+    """The operators outside ONNX's own domain, which the suite hardly touches."""
+    from ingot.frontend.onnx_ops import operators_of_domain
+
+    parts = [_OTHER_DOMAINS]
+    for domain in ("ai.onnx.ml", "com.microsoft"):
+        names = textwrap.fill(", ".join(operators_of_domain(domain)), 118, break_long_words=False)
+        parts.append(f"{domain}:\n{names}\n")
+    return "\n".join(parts)

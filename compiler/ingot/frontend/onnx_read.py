@@ -12,6 +12,7 @@ from ingot.errors import ModelError, UnsupportedError
 from ingot.frontend.interface import Cut
 from ingot.frontend.onnx_contrib import DOMAIN, UNDER_ONNX
 from ingot.frontend.onnx_tensors import array_of_raw, external_array, tensor_array
+from ingot.frontend.onnx_upgrade import upgrade_6_to_7
 from ingot.frontend.onnx_wire import RawTensor, split_weights
 from ingot.frontend.survey import Links, Survey, part_without
 
@@ -131,6 +132,9 @@ def _check_versions(proto: onnx.ModelProto) -> int:
         # Of other domains alone: what their nodes become is of the newest.
         opset = newest_opset
         proto.opset_import.append(onnx.helper.make_opsetid("", opset))
+    if opset == OLDEST_OPSET - 1 and len(proto.graph.node) <= _MAX_NODES:
+        upgrade_6_to_7(proto)
+        opset = OLDEST_OPSET
     if not OLDEST_OPSET <= opset <= newest_opset and not _unchanged_since(proto, opset):
         raise UnsupportedError(
             "the model's ONNX opset is not supported",
@@ -197,7 +201,8 @@ def _take_initializers(proto: onnx.ModelProto, source: Source, raw: dict[str, Ra
             outside = False
         if not outside:
             kept.append(tensor)
-        elif tensor.name not in known_inputs:
+        # Before IR version 4 every initializer is an input, which ONNX Runtime's quantiser forgets.
+        if (outside or proto.ir_version < 4) and tensor.name not in known_inputs:
             value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             proto.graph.input.append(value)
     del proto.graph.initializer[:]

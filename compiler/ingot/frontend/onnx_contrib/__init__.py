@@ -33,6 +33,12 @@ def is_contrib(domain: str, operator: str) -> bool:
     return domain == DOMAIN and operator in TABLE
 
 
+def contrib_operators() -> list[str]:
+    """The operators of com.microsoft that can be written out."""
+    _load_families()
+    return sorted(TABLE)
+
+
 def contrib_body(
     node: onnx.NodeProto,
     label: str,
@@ -53,4 +59,4 @@ def contrib_body(
     return body.nodes
 
 
-__all__ = ["DOMAIN", "UNDER_ONNX", "contrib_body", "is_contrib"]
+__all__ = ["DOMAIN", "UNDER_ONNX", "contrib_body", "contrib_operators", "is_contrib"]

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from ingot.frontend.custom import OpNode, Shapes, custom_op
-from ingot.frontend.onnx_contrib import is_contrib
+from ingot.frontend.onnx_contrib import DOMAIN, contrib_operators, is_contrib
 from ingot.frontend.onnx_ops.context import TABLE, TYPES, Context, Converter
 
 if TYPE_CHECKING:
@@ -94,6 +94,14 @@ def own_converter(domain: str, operator: str) -> Converter | None:
     return TABLE.get(("" if domain == "ai.onnx" else domain, operator))
 
 
+def operators_of_domain(domain: str) -> list[str]:
+    """The operators of a domain other than ONNX's own that are supported, but for those that users registered."""
+    _load_families()
+    return sorted(
+        {name for owner, name in TABLE if owner == domain} | {*(contrib_operators() if domain == DOMAIN else ())}
+    )
+
+
 def own_types(domain: str, operator: str) -> Callable[[OpNode], Shapes] | None:
     """What tells the outputs of an operator that the onnx package infers none for, if this compiler does."""
     _load_families()
@@ -113,4 +121,13 @@ def is_supported(domain: str, operator: str) -> bool:
     return operator in _STATIC or operator in tvm_converters()
 
 
-__all__ = ["IN_FLOAT32", "Context", "Converter", "is_supported", "own_converter", "own_types", "tvm_converters"]
+__all__ = [
+    "IN_FLOAT32",
+    "Context",
+    "Converter",
+    "is_supported",
+    "operators_of_domain",
+    "own_converter",
+    "own_types",
+    "tvm_converters",
+]
