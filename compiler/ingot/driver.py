@@ -69,7 +69,8 @@ def compile(
     path:      the model file.
     target:    a name from `ingot targets`, the path of a target's TOML file, or "native" for this machine.
     shape:     static shapes by input name, for dimensions the model leaves open. A dimension may be a list of sizes,
-               one for each bucket: the library takes inputs of each of these shapes, on one copy of the weights.
+               one for each bucket: the library takes inputs of each of these shapes, on one copy of the weights. The
+               first may be a range: the library takes any of these batch sizes, if the batch's items are independent.
     bind:      values by input name (arrays, numbers or lists of them): these inputs become constants of the model.
     state:     an output by input name, or (output, first value): the model keeps them from one run to the next.
     precision: arithmetic of float layers; layers that are quantised in the model stay so. "int8" quantises them.
@@ -94,8 +95,9 @@ def compile(
     Raises ModelError, UnsupportedError, ShapeError, TargetError, OptionError, InputError, LogError or ToolchainError.
     """
     from ingot.autotune.lookup import load as load_logs
+    from ingot.frontend.shapes import batch_range
     from ingot.packager.artifact import package
-    from ingot.packager.buckets import join
+    from ingot.packager.buckets import join, spread
     from ingot.packager.selftest import build_selftest
     from ingot.passes.pipeline import run
     from ingot.passes.state import State
@@ -105,7 +107,15 @@ def compile(
     _check_precision(precision, board, weights, calibrate, max_drop)
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
-    if keep_going:
+    sizes = batch_range(shape)
+    counts: list[int] = []
+    shared: tuple[bool, ...] = ()
+    if sizes is not None:
+        if precision != "fp32" or keep_going:
+            allowed = "float32, or layers that are quantised in the model, of whole models"
+            raise OptionError("a range of batches does not go together with this", where="shape", allowed=allowed)
+        models, counts, shared = _batch(path, shape or {}, bind, state, sizes, board)
+    elif keep_going:
         models = _by_size(diagnose_model(path, target=target, shape=shape, bind=bind, state=state, code=True).models)
         if not models:
             raise UnsupportedError("nothing of the model can be compiled", hint="`ingot check MODEL` lists why")
@@ -132,6 +142,8 @@ def compile(
         programs.append(_generate(planned))
         notices += (notice for notice in (*model.notices, *planned.notices) if notice not in notices)
     program = join(programs, models)
+    if sizes is not None:
+        program, imported = spread(program, imported, sizes, counts, shared)
     if measured.counts.skipped:
         notices.append(f"{measured.counts.skipped} lines of the tuning logs are damaged or foreign, and were skipped")
     report("selftest")
@@ -173,7 +185,7 @@ def diagnose_model(
     The options are those of `compile`. Raises what it raises, but for single nodes.
     """
     from ingot.diagnosis import diagnose
-    from ingot.frontend.shapes import expand_buckets
+    from ingot.frontend.shapes import batch_range, expand_buckets, of_batch
     from ingot.passes.pipeline import run
     from ingot.passes.state import State
 
@@ -184,7 +196,13 @@ def diagnose_model(
         if code:
             _generate(planned)
 
-    return diagnose(path, expand_buckets(shape), bind, state, build)
+    sizes = batch_range(shape)
+    if sizes is None:
+        return diagnose(path, expand_buckets(shape), bind, state, build)
+    found = diagnose(path, [of_batch(shape or {}, 1)], bind, state, build)
+    if not found.failures:
+        _batch(path, shape or {}, bind, state, sizes, board)
+    return found
 
 
 def relax_after(
@@ -245,9 +263,48 @@ def _buckets(
 ) -> list[Imported]:
     """Return the model for each bucket of shapes, the one with the largest inputs last."""
     from ingot.frontend import import_model
-    from ingot.frontend.shapes import expand_buckets
+    from ingot.frontend.shapes import batch_range, expand_buckets, of_batch
 
+    if batch_range(shape) is not None:
+        return [import_model(path, of_batch(shape or {}, 1), bind, state)]
     return _by_size([import_model(path, shapes, bind, state) for shapes in expand_buckets(shape)])
+
+
+#: Two batches at which a proof looks, and the most items that one program takes.
+_PROOF_BATCHES = (2, 3)
+_MOST_ITEMS = 8
+
+
+def _batch(
+    path: str | os.PathLike[str],
+    shape: Mapping[str, Sequence[Size]],
+    bind: Mapping[str, Bindable] | None,
+    state: Mapping[str, Kept] | None,
+    sizes: range,
+    board: Target,
+) -> tuple[list[Imported], list[int], tuple[bool, ...]]:
+    """Return the model for parts of a batch, how many items these are, and which inputs all items share.
+
+    One part is a single item. A larger one pays where the weights are more than what lies in the caches anyway: it is
+    as large as its tensors fit into the second-level cache. Raises UnsupportedError if the items depend on one another.
+    """
+    from ingot.frontend import import_model
+    from ingot.frontend.shapes import of_batch
+    from ingot.passes.batch_items import check_items
+
+    def for_items(count: int) -> Imported:
+        return import_model(path, of_batch(shape, count), bind, state)
+
+    along = check_items([for_items(count) for count in _PROOF_BATCHES], _PROOF_BATCHES)
+    models, counts = [for_items(1)], [1]
+    cache = 1024 * (board.cache.l2_kib or board.cache.l1d_kib)
+    most = 1
+    while 2 * most <= min(_MOST_ITEMS, sizes[-1]) and 2 * most * models[0].source_peak_bytes <= cache:
+        most *= 2
+    if most > 1:
+        models.append(for_items(most))
+        counts.append(most)
+    return models, counts, tuple(not item for item in along)
 
 
 def _by_size(models: Sequence[Imported]) -> list[Imported]:

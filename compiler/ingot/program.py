@@ -81,12 +81,27 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Programs for parts of a batch of independent items: a run of any size takes them one after the other.
+
+    smallest, largest: the sizes a run may have. counts: how many items the buckets take, in order, and last the
+    program's own steps; one of them is 1. shared: which of the caller's inputs are the same for all items.
+    """
+
+    smallest: int
+    largest: int
+    counts: tuple[int, ...]
+    shared: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """A whole lowered model. `objects` holds relocatable ELF objects with all kernels; `llvm_ir` their LLVM text.
 
     `state_bytes` is the size of each of the two halves of an instance's state; `initial_state` the offset in the
     weights of what the first run finds, None for zeros. `counters` gives the offset in a half of each counter, by its
-    number among the model's outputs. `buckets` are programs for smaller inputs, on the same weights and arena.
+    number among the model's outputs. `buckets` are programs for smaller inputs, on the same weights and arena; with a
+    `batch` for fewer of its items.
     """
 
     steps: tuple[Step | CopyStep, ...]
@@ -98,6 +113,7 @@ class Program:
     initial_state: int | None = None
     counters: Mapping[int, int] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()
+    batch: Batch | None = None
     llvm_ir: str = field(repr=False, default="")
     relax: str = field(repr=False, default="")
 

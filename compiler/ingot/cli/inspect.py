@@ -160,7 +160,7 @@ def _show_library(facts: dict[str, Any]) -> None:
         ("work", f"{number(meta['macs'])} multiply-adds"),
         ("precision", precision_words(meta)),
         ("selftest", "stored" if meta["selftest"] else "none"),
-        *(("also takes", ", ".join(map(str, bucket["inputs"]))) for bucket in meta["shapes"]),
+        *_other_shapes(meta),
         *(("bound", _bound(entry)) for entry in meta["bound"]),
         *_cut(meta),
         *(("state", f"{e['input']} = {e['output']} {e['dtype']}{e['shape']}") for e in meta["states"]),
@@ -178,6 +178,15 @@ def _show_library(facts: dict[str, Any]) -> None:
         for s in facts["sections"]
     ]
     show(out, table(("section", "size", ""), sections, right=("size",)))
+
+
+def _other_shapes(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows about what else the inputs may be: the sizes of a batch, or other shapes."""
+    batch = meta.get("batch")
+    if isinstance(batch, dict):
+        parts = ", ".join(map(str, batch.get("programs", [])))
+        return [("batch", f"{batch.get('smallest')} to {batch.get('largest')} items, in parts of {parts}")]
+    return [("also takes", ", ".join(map(str, bucket["inputs"]))) for bucket in meta["shapes"]]
 
 
 def _bound(entry: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ shape_option = click.option(
     "shapes",
     multiple=True,
     metavar="NAME=D,D,...",
-    help="Shape of an input whose dimensions the model leaves open: x=1,3,224,224, or 'ids=1x{16,64}' for buckets.",
+    help="Shape of an input whose dimensions the model leaves open: x=1,3,224,224; 'ids=1x{16,64}' for buckets;"
+    " x=1..32x3x224x224 for any batch from 1 to 32.",
 )
 bind_option = click.option(
     "--bind",
@@ -42,13 +43,13 @@ seed_option = click.option(
 )
 
 
-#: A dimension, or sizes of it for several buckets. Longer numbers are no dimensions, and Python refuses to read numbers
-#: of thousands of digits.
-_SIZE = re.compile(r"\s*(?:(\d{1,18})|\{\s*(\d{1,18}(?:\s*,\s*\d{1,18})*)\s*\})\s*", re.ASCII)
+#: A dimension, a range of them, or sizes of it for several buckets. Longer numbers are no dimensions, and Python
+#: refuses to read numbers of thousands of digits.
+_SIZE = re.compile(r"\s*(?:(\d{1,18})(?:\.\.(\d{1,18}))?|\{\s*(\d{1,18}(?:\s*,\s*\d{1,18})*)\s*\})\s*", re.ASCII)
 
 
 def parse_shapes(values: Sequence[str], *, buckets: bool = True) -> dict[str, tuple[Any, ...]]:
-    """Read `--shape` values to shapes by input name; a dimension is a number or, with `buckets`, a list of them.
+    """Read `--shape` values to shapes by input name; a dimension is a number or, with `buckets`, a list or range.
 
     Raises OptionError for one that cannot be read.
     """
@@ -56,13 +57,13 @@ def parse_shapes(values: Sequence[str], *, buckets: bool = True) -> dict[str, tu
     for value in values:
         name, equals, text = value.rpartition("=")
         sizes = _read_sizes(text) if equals and name else None
-        if sizes is None or (not buckets and any(isinstance(size, list) for size in sizes)):
+        if sizes is None or (not buckets and not all(isinstance(size, int) for size in sizes)):
             example = "NAME=D,D,... or NAME=DxD... with whole numbers"
             raise OptionError(
                 "a --shape cannot be read",
                 where="--shape",
                 found=repr(value[:80]),
-                allowed=example + ("; {D,D} for several sizes of a dimension" if buckets else ""),
+                allowed=example + ("; {D,D} for several sizes of a dimension, D..D for a batch" if buckets else ""),
                 hint="for example: --shape x=1,3,224,224",
             )
         if name in shapes:
@@ -71,16 +72,19 @@ def parse_shapes(values: Sequence[str], *, buckets: bool = True) -> dict[str, tu
     return shapes
 
 
-def _read_sizes(text: str) -> list[int | list[int]] | None:
-    """The dimensions in a text like 1x3,{16,32}; None if it holds something else."""
-    sizes: list[int | list[int]] = []
+def _read_sizes(text: str) -> list[int | list[int] | range] | None:
+    """The dimensions in a text like 1..4x3,{16,32}; None if it holds something else."""
+    sizes: list[int | list[int] | range] = []
     at = 0
     while True:
         found = _SIZE.match(text, at)
         if found is None:
             return None
-        number, several = found.groups()
-        sizes.append(int(number) if number else [int(word) for word in several.split(",")])
+        number, last, several = found.groups()
+        if last:
+            sizes.append(range(int(number), int(last) + 1))
+        else:
+            sizes.append(int(number) if number else [int(word) for word in several.split(",")])
         at = found.end()
         if at == len(text):
             return sizes

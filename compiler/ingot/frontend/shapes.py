@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from ingot.errors import ShapeError
 
 Dim = int | str | None  # fixed, named (equal names are equal sizes), or unknown
-Size = int | Sequence[int]  # of a dimension; several stand for buckets
+Size = int | Sequence[int]  # of a dimension; several stand for buckets, a range for all sizes of a batch
 _MAX_DIM = 2**31 - 1
 #: Sets of input shapes in one library.
 MAX_BUCKETS = 16
+#: The largest batch of a range: each of its sizes has a row in the library's tables.
+MAX_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,42 @@ def expand_buckets(given: Mapping[str, Sequence[Size]] | None) -> list[dict[str,
         return tuple(size[number] if isinstance(size, (list, tuple)) else size for size in shape)  # type: ignore[misc]
 
     return [{name: chosen(shape, number) for name, shape in (given or {}).items()} for number in range(counts.pop())]
+
+
+def batch_range(given: Mapping[str, Sequence[Size]] | None) -> range | None:
+    """The range of batch sizes among the shapes, if one is given.
+
+    Raises ShapeError for one that is not along the first dimension, that is empty or too large, for several that
+    differ, and for one next to lists of sizes.
+    """
+    every = [
+        (name, axis, size)
+        for name, shape in (given or {}).items()
+        if isinstance(shape, Sequence) and not isinstance(shape, (str, bytes))
+        for axis, size in enumerate(shape)
+        if isinstance(size, (range, list, tuple))
+    ]
+    ranges = [(name, axis, size) for name, axis, size in every if isinstance(size, range)]
+    if not ranges:
+        return None
+    found = ranges[0][2]
+    where = "; ".join(f"dimension {axis} of {name!r}" for name, axis, _ in every)
+    if any(axis for _, axis, _ in ranges):
+        raise ShapeError("a range is not along the batch", where=where, allowed="the first dimension")
+    if len({(size.start, size.stop, size.step) for _, _, size in ranges}) > 1 or len(every) > len(ranges):
+        raise ShapeError("ranges that differ, or a range and lists of sizes", where=where, allowed="one range")
+    if found.step != 1 or not 1 <= found.start < found.stop <= MAX_BATCH + 1:
+        text = f"{found.start} to {found.stop - 1}"
+        raise ShapeError("not a range of batch sizes", where=where, found=text, allowed=f"1 to {MAX_BATCH}")
+    return found
+
+
+def of_batch(given: Mapping[str, Sequence[Size]], count: int) -> dict[str, tuple[int, ...]]:
+    """The shapes for a batch of `count` items, where a range is given."""
+    return {
+        name: tuple(count if isinstance(size, range) else size for size in shape)  # type: ignore[misc]
+        for name, shape in given.items()
+    }
 
 
 def unknown_input(name: str, declared: Sequence[DeclaredInput], what: str) -> ShapeError:

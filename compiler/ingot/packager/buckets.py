@@ -1,4 +1,7 @@
-"""Programs of one model for several input shapes, joined into one: a weight that several read is stored once."""
+"""Programs of one model for several input shapes, joined into one: a weight that several read is stored once.
+
+Also those of a batch of any size within a range, which a run is put together from.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ingot.errors import ShapeError
 from ingot.packager.metadata import aligned
-from ingot.program import Bucket, BufferRef, CopyStep, Program, Step
+from ingot.packager.shape_sets import scaled
+from ingot.program import Batch, Bucket, BufferRef, CopyStep, Program, Step
 
 if TYPE_CHECKING:
     from ingot.frontend.interface import Imported, TensorSpec
@@ -75,6 +79,21 @@ def join(programs: Sequence[Program], models: Sequence[Imported]) -> Program:
     )
 
 
+def spread(
+    program: Program, imported: Imported, sizes: range, counts: Sequence[int], shared: Sequence[bool]
+) -> tuple[Program, Imported]:
+    """The program for a batch of any of these sizes, and the model as it looks for the largest one.
+
+    program, imported: joined from those for `counts` items, of which the last is the largest. shared: which inputs have
+    no entry for each item.
+    """
+    batch = Batch(sizes[0], sizes[-1], tuple(counts), tuple(shared))
+    largest, own = sizes[-1], counts[-1]
+    inputs = [spec if same else scaled(spec, largest, own) for spec, same in zip(imported.inputs, shared, strict=True)]
+    outputs = [scaled(spec, largest, own) for spec in imported.outputs]
+    return replace(program, batch=batch), replace(imported, inputs=tuple(inputs), outputs=tuple(outputs))
+
+
 def _fixed(imported: Imported) -> tuple[object, ...]:
     """What all buckets of a model have in common."""
 
@@ -87,8 +106,3 @@ def _fixed(imported: Imported) -> tuple[object, ...]:
 
 def _names(imported: Imported) -> str:
     return ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in (*imported.inputs, *imported.outputs))
-
-
-def with_shapes(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> list[TensorSpec]:
-    """The tensors of the largest bucket in the shapes of another one."""
-    return [replace(spec, shape=shape) for spec, shape in zip(specs, shapes, strict=True)]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingot.errors import CompilerError
-from ingot.packager.buckets import with_shapes
 from ingot.packager.metadata import ALIGNMENT, COMPILER, DTYPES, INSTANCE_BYTES, aligned, tensor_bytes
+from ingot.packager.shape_sets import of_items, other_shapes, with_shapes
 from ingot.program import BufferRef, CopyStep, Kernel, Program, Step
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def check_program(program: Program, imported: Imported) -> None:
     initial = program.initial_state or 0
     if program.state_bytes % ALIGNMENT or (initial and initial + program.state_bytes > len(program.weights)):
         raise _invalid("a state that lies outside its memory", f"{program.state_bytes} bytes, {initial}")
-    inputs, outputs = imported.user_inputs, imported.user_outputs
+    own = program.batch.counts[-1] if program.batch is not None else 0
+    inputs, outputs = of_items(program, imported, own)
     _Checker(program, imported, inputs, outputs).run()
     for bucket in program.buckets:
         here = with_shapes(inputs, bucket.inputs), with_shapes(outputs, bucket.outputs)
@@ -224,32 +225,34 @@ def _bucket(program: Program, number: int) -> str:
 
 def _choice(program: Program, imported: Imported) -> str:
     """The table of input shapes, and the function that finds the one that the caller's inputs have."""
-    inputs, outputs = imported.user_inputs, imported.user_outputs
+    inputs, batch = imported.user_inputs, program.batch
     names = "input_infos" if inputs else "NULL"
-    if not program.buckets:
+    others = other_shapes(program, imported)
+    if not others and batch is None:
         return f"""\
 #define RT_SIZES ""
 static const rt_bucket rt_buckets[] = {{{{{names}, output_infos, rt_forward}}}};
 #define rt_choose(inputs, count) (&rt_buckets[0])
 """
     tables, rows, sizes = [], [], []
-    for number, bucket in enumerate(program.buckets):
-        name = f"bucket_{number}"
-        tables.append(_tensor_table(f"{name}_inputs", with_shapes(inputs, bucket.inputs)))
-        tables.append(_tensor_table(f"{name}_outputs", with_shapes(outputs, bucket.outputs)))
-        rows.append(f"    {{{name}_inputs, {name}_outputs, {name}_forward}},\n")
-        sizes.append(bucket.inputs)
-    sizes.append(tuple(spec.shape for spec in inputs))
-    text = "; ".join(
-        ", ".join(f"{spec.name} [{','.join(map(str, shape))}]" for spec, shape in zip(inputs, shapes, strict=True))
-        for shapes in sizes
-    )
+    for number, specs in enumerate(others):
+        name = f"shapes_{number}"
+        for side, infos in zip(("inputs", "outputs"), specs, strict=True):
+            tables.append(_tensor_table(f"{name}_{side}", infos))
+        forward = f"bucket_{number}_forward" if batch is None else "batch_forward"
+        rows.append(f"    {{{name}_inputs, {name}_outputs, {forward}}},\n")
+        sizes.append(_shapes_text(specs[0]))
+    sizes.append(_shapes_text(inputs))
+    if batch is not None:
+        span = f"{batch.smallest}..{batch.largest}"
+        sizes = [_shapes_text(inputs, [None if same else span for same in batch.shared])]
+    text = "; ".join(sizes)
+    rows.append(f"    {{{names}, output_infos, {'rt_forward' if batch is None else 'batch_forward'}}},\n")
     return f"""\
-{"".join(tables)}
+{"".join(tables)}{_batch(program, imported)}
 #define RT_SIZES {c_string(f"the inputs have none of the compiled shapes: {text}")}
 static const rt_bucket rt_buckets[] = {{
-{"".join(rows)}    {{{names}, output_infos, rt_forward}},
-}};
+{"".join(rows)}}};
 
 /* The bucket of the inputs' shapes; null if there is none. What else is wrong with them is found later. */
 static const rt_bucket *rt_choose(const ingot_tensor *inputs, int32_t count) {{
@@ -265,6 +268,55 @@ static const rt_bucket *rt_choose(const ingot_tensor *inputs, int32_t count) {{
         if (same) return &rt_buckets[b];
     }}
     return NULL;
+}}
+"""
+
+
+def _shapes_text(specs: Sequence[TensorSpec], spans: Sequence[str | None] | None = None) -> str:
+    """Shapes in words; `spans` stand for first dimensions."""
+    texts = []
+    for spec, span in zip(specs, spans or [None] * len(specs), strict=True):
+        dims = list(map(str, spec.shape)) if span is None else [span, *map(str, spec.shape[1:])]
+        texts.append(f"{spec.name} [{','.join(dims)}]")
+    return ", ".join(texts)
+
+
+def _batch(program: Program, imported: Imported) -> str:
+    """The function that puts a run on any size of the batch together from programs for some of its items."""
+    batch = program.batch
+    if batch is None:
+        return ""
+    names = [*(f"bucket_{number}_forward" for number in range(len(program.buckets))), "rt_forward"]
+    parts = sorted(zip(batch.counts, names, strict=True), reverse=True)
+    first = batch.shared.index(False)
+    inputs, outputs = of_items(program, imported, 1)
+    sizes = [
+        *(0 if same else tensor_bytes(spec) for spec, same in zip(inputs, batch.shared, strict=True)),
+        *map(tensor_bytes, outputs),
+    ]
+    return f"""
+/* Runs the items of a batch, as many at a time as a program takes. */
+static void batch_forward(const rt_frame *frame) {{
+    static const struct {{ int64_t items; void (*forward)(const rt_frame *); }} parts[] = {{
+        {", ".join(f"{{{count}, {name}}}" for count, name in parts)},
+    }};
+    static const uint64_t item_bytes[] = {{{", ".join(map(str, sizes))}}}; /* 0: the same for all items */
+    ingot_tensor tensors[RT_INPUTS + RT_OUTPUTS];
+    rt_frame here = *frame;
+    memcpy(tensors, frame->inputs, RT_INPUTS * sizeof *tensors);
+    memcpy(tensors + RT_INPUTS, frame->outputs, RT_OUTPUTS * sizeof *tensors);
+    here.inputs = tensors, here.outputs = tensors + RT_INPUTS;
+    int64_t left = frame->inputs[{first}].shape[0] / {inputs[first].shape[0]};
+    for (int32_t p = 0; left > 0;) {{
+        if (parts[p].items > left) {{
+            p++;
+            continue;
+        }}
+        parts[p].forward(&here);
+        for (int32_t i = 0; i < RT_INPUTS + RT_OUTPUTS; i++)
+            tensors[i].data = (uint8_t *)tensors[i].data + (uint64_t)parts[p].items * item_bytes[i];
+        left -= parts[p].items;
+    }}
 }}
 """
 

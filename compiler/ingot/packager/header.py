@@ -27,6 +27,8 @@ def _rows(kind: str, specs: Sequence[TensorSpec], counted: Mapping[int, int] | N
 
 def _buckets(program: Program) -> str:
     rows = []
+    if program.batch is not None:
+        return f" *   takes a batch of {program.batch.smallest} to {program.batch.largest} items\n"
     for bucket in program.buckets:
         shapes = ", ".join(str(list(shape)) for shape in bucket.inputs)
         rows.append(f" *   also takes inputs of the shapes {shapes}\n")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ingot import __version__
+from ingot.packager.shape_sets import other_shapes
 
 if TYPE_CHECKING:
     from ingot.frontend.interface import Bound, Imported, StateTensor, TensorSpec
@@ -113,6 +114,14 @@ def _cut(imported: Imported) -> dict[str, Any] | None:
     return {"nodes": cut.nodes, "left_out": cut.left_out, **names, "failed": failed}
 
 
+def _batch(program: Program) -> dict[str, Any] | None:
+    """The sizes a batch may have, if they are a range."""
+    batch = program.batch
+    if batch is None:
+        return None
+    return {"smallest": batch.smallest, "largest": batch.largest, "programs": list(batch.counts)}
+
+
 def tensor_stride(spec: TensorSpec) -> int:
     """Bytes from one tensor of the state to the next."""
     return aligned(tensor_bytes(spec))
@@ -167,8 +176,13 @@ def build_metadata(
         "inputs": [_tensor(spec) for spec in imported.user_inputs],
         "outputs": [_tensor(spec) | {"counted": axes.get(i)} for i, spec in enumerate(imported.user_outputs)],
         "shapes": [
-            {"inputs": list(map(list, b.inputs)), "outputs": list(map(list, b.outputs))} for b in program.buckets
+            {
+                side: [list(spec.shape) for spec in specs]
+                for side, specs in zip(("inputs", "outputs"), pair, strict=True)
+            }
+            for pair in other_shapes(program, imported)
         ],
+        "batch": _batch(program),
         "bound": [_bound(bound) for bound in imported.bound],
         "states": [_state(kept, imported, program) for kept in imported.states],
         "state_bytes": program.state_bytes,

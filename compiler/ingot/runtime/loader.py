@@ -717,6 +717,7 @@ class _Shapes:
 
     def __init__(self, inputs: Any, outputs: Any) -> None:  # noqa: ANN401 - iterables of TensorSpec
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.shapes = tuple(s.shape for s in self.inputs)
         self.given = (_Tensor * len(self.inputs))(*(s._tensor() for s in self.inputs))
         self.results = (_Tensor * len(self.outputs))(*(s._tensor() for s in self.outputs))
         # Elements of a ctypes array are views, made at each access: made once here, a call is cheaper.
@@ -748,10 +749,11 @@ class Model:
         self._counted = [(i, axis) for i, axis in counted if axis is not None]
         self._api = self._bind(library)
         self._main = _Shapes(self.inputs, self.outputs)
-        self._others = [
+        others = [
             _Shapes(*(map(TensorSpec, _reshaped(metadata[side], bucket[side])) for side in ("inputs", "outputs")))
             for bucket in metadata["shapes"]
         ]
+        self._sets = {s.shapes: s for s in (*others, self._main)}
         handle, text = _HANDLE(), ctypes.create_string_buffer(512)
         options = _Options(ctypes.sizeof(_Options), threads, None, 0, ctypes.addressof(text), len(text))
         status = self._api.create(ctypes.byref(options), ctypes.byref(handle))
@@ -907,17 +909,17 @@ class Model:
 
     def _execute(self, values: Sequence[Any], targets: Sequence[Any] | None) -> list[Array]:
         arrays, addresses, shapes = [], [], self._main
-        if self._others:
+        if len(self._sets) > 1:
             try:
-                found = [tuple(np.shape(value)) for value in values]
+                found = tuple(tuple(np.shape(value)) for value in values)
             except Exception as error:  # rows of different lengths, or what objects with a shape of their own raise
                 self._refuse("an input is not an array", str(error).split("\n")[0])
-            every = [*self._others, self._main]
-            fitting = [s for s in every if found == [spec.shape for spec in s.inputs]]
-            if not fitting:
-                allowed = "; ".join(", ".join(f"{spec.name} {list(spec.shape)}" for spec in s.inputs) for s in every)
-                self._refuse("the inputs have none of the compiled shapes", ", ".join(map(str, found)), allowed)
-            shapes = fitting[0]
+            if found not in self._sets:
+                texts = [", ".join(f"{s.name} {list(s.shape)}" for s in one.inputs) for one in self._sets.values()]
+                few = texts if len(texts) <= 16 else [texts[0], f"... {len(texts) - 2} more ...", texts[-1]]
+                what = "the inputs have none of the compiled shapes"
+                self._refuse(what, ", ".join(map(str, found)), "; ".join(few))
+            shapes = self._sets[found]
         for spec, value in zip(shapes.inputs, values):
             if not (type(value) is np.ndarray and value.dtype == spec.dtype and value.shape == spec.shape):
                 value = self._fit(spec, value, "input")
