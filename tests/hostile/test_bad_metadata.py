@@ -150,7 +150,7 @@ def test_every_field_is_needed_and_checked(tmp_path: Path) -> None:
                 if isinstance(place, list):
                     continue
                 del place[path[-1]]
-            elif (value is None and path[-1] in ("quantization", "counted")) or (
+            elif (value is None and path[-1] in ("quantization", "counted", "cut", "batch")) or (
                 value is True and path == ("selftest",)
             ):
                 continue

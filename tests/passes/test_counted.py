@@ -138,6 +138,31 @@ def test_non_max_suppression(centred: int, floor: float | None, tmp_path: Path) 
     agree(path, program, {"boxes": np.zeros((2, 40, 4), np.float32), "scores": np.zeros((2, 3, 40), np.float32)})
 
 
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_the_k_of_top_k_may_be_computed(axis: int, tmp_path: Path) -> None:
+    nodes = [
+        node("TopK", ["x", "k"], ["v", "i"], axis=axis),
+        node("Cast", ["i"], ["f"], to=1),
+        node("Mul", ["f", "v"], ["y"]),
+    ]
+    names = ["v", "i", "y"]
+    inputs = {"x": ("float32", (3, 5)), "k": ("int64", (1,))}
+    path, program = build(tmp_path, nodes, inputs, names)
+    x = np.random.default_rng(4).integers(0, 4, (3, 5)).astype(np.float32)  # with equal values
+    for k in (0, 1, 3):
+        found = agree(path, program, {"x": x, "k": np.array([k])})
+        assert found[-1].shape[axis] == k
+
+
+def test_a_count_of_top_k_stays_inside(tmp_path: Path) -> None:
+    """ONNX Runtime refuses a k beyond the axis; a compiled model cannot, and gives all there are, or none."""
+    inputs = {"x": ("float32", (4,)), "k": ("int64", (1,))}
+    _, program = build(tmp_path, [node("TopK", ["x", "k"], ["v", "i"])], inputs, ["v", "i"])
+    x = np.array([3, 1, 2, 0], np.float32)
+    assert program.run([x, np.array([9])])[0].tolist() == [3, 2, 1, 0]
+    assert program.run([x, np.array([-1])])[0].tolist() == []
+
+
 @pytest.mark.parametrize(
     ("more", "word"),
     [

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from ingot.cli.options import PATH
-from ingot.errors import LoadError
 
 
 @click.command("inspect", short_help="Show what is inside a model or a library.")
@@ -182,10 +181,10 @@ def _show_library(facts: dict[str, Any]) -> None:
 
 def _other_shapes(meta: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows about what else the inputs may be: the sizes of a batch, or other shapes."""
-    batch = meta.get("batch")
-    if isinstance(batch, dict):
-        parts = ", ".join(map(str, batch.get("programs", [])))
-        return [("batch", f"{batch.get('smallest')} to {batch.get('largest')} items, in parts of {parts}")]
+    batch = meta["batch"]
+    if batch is not None:
+        parts = ", ".join(map(str, batch["programs"]))
+        return [("batch", f"{batch['smallest']} to {batch['largest']} items, in parts of {parts}")]
     return [("also takes", ", ".join(map(str, bucket["inputs"]))) for bucket in meta["shapes"]]
 
 
@@ -198,14 +197,11 @@ def _bound(entry: dict[str, Any]) -> str:
 
 def _cut(meta: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows about a library of only a part of its model."""
-    cut = meta.get("cut")
-    if not isinstance(cut, dict):
+    cut = meta["cut"]
+    if cut is None:
         return []
-    try:
-        rows = [("a part", f"{cut['nodes'] - cut['left_out']} of the model's {cut['nodes']} nodes")]
-        return rows + [("cut at", f"{entry['node']}: {entry['reason']}") for entry in cut["failed"]]
-    except (KeyError, TypeError):
-        raise LoadError("the library does not say where its model is cut", where=meta["name"]) from None
+    rows = [("a part", f"{cut['nodes'] - cut['left_out']} of the model's {cut['nodes']} nodes")]
+    return rows + [("cut at", f"{entry['node']}: {entry['reason']}") for entry in cut["failed"]]
 
 
 def _newest(versions: list[str]) -> str:

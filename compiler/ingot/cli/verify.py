@@ -153,16 +153,12 @@ def _part(model: Path, meta: dict[str, Any], inputs: Sequence[str]) -> Iterator[
     """The model, or if the library holds only a part of it, a file with that part."""
     from ingot.packager.source_part import write_part
 
-    cut = meta.get("cut")
-    if cut is None:
+    if meta["cut"] is None:
         yield model
         return
-    names = cut.get("outputs") if isinstance(cut, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise LoadError("the library does not say where its model is cut", where=meta["name"])
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
         path = Path(folder) / f"part{model.suffix}"
-        write_part(model, names, inputs, path)
+        write_part(model, meta["cut"]["outputs"], inputs, path)
         yield path
 
 

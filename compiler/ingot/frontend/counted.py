@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,14 @@ from ingot.errors import UnsupportedError
 if TYPE_CHECKING:
     import onnx
 
-OPERATORS = frozenset(("NonZero", "Compress", "Unique", "NonMaxSuppression"))
+_OPERATORS = frozenset(("NonZero", "Compress", "Unique", "NonMaxSuppression"))
+
+
+def is_counted(node: onnx.NodeProto, constants: Collection[str]) -> bool:
+    """Whether an operator of ONNX has a number of results of its own; TopK only where its k is no constant."""
+    if node.op_type == "TopK":
+        return len(node.input) > 1 and node.input[1] not in constants
+    return node.op_type in _OPERATORS
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,16 @@ class Bounds:
 def bounds(
     node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], values: Sequence[np.ndarray | None], label: str
 ) -> Bounds:
-    """The largest results of one of `OPERATORS` on inputs of these shapes; `values` are those that are constant.
+    """The largest results of a counted operator on inputs of these shapes; `values` are those that are constant.
 
     An input that is left out has the shape () and no value. Raises UnsupportedError if a limit is not constant.
     """
     shape, size = shapes[0], int(np.prod(shapes[0], dtype=np.int64))
     found = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), None)
     axis = None if found is None else int(found) % max(len(shape), 1)
+    if node.op_type == "TopK":
+        axis = len(shape) - 1 if found is None else axis
+        return Bounds((shape, shape), (axis, axis), (False, True))
     if node.op_type == "NonZero":
         if not shape:
             raise UnsupportedError(

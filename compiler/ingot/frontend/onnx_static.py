@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ingot.errors import ModelError, UnsupportedError
-from ingot.frontend.counted import OPERATORS as COUNTED
-from ingot.frontend.counted import bounds
+from ingot.frontend.counted import bounds, is_counted
 from ingot.frontend.extents import Extent, Situation, follow
 from ingot.frontend.liveness import is_view
 from ingot.frontend.onnx_constants import constant_value, stays_true
@@ -289,7 +288,7 @@ class _Walker:
         constants = self.static.constants
         known = [constants[name] for name in node.input if name in constants]
         all_known = len(known) == sum(1 for name in node.input if name)
-        counted = node.op_type in COUNTED and self._is_plain(node)
+        counted = self._is_plain(node) and is_counted(node, constants)
         inferred = self._infer(node, label)
         if all_known and node.op_type not in _NEVER_FOLDED and self._fits(known, inferred):
             values = self._evaluate(node, label)

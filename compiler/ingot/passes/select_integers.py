@@ -68,6 +68,19 @@ def window_of(call: Any, args: list[Any]) -> dict[str, Any]:  # noqa: ANN401
     }
 
 
+def reads_padding_alone(window: dict[str, Any], out: tuple[int, ...]) -> bool:
+    """Say whether no window of a conv2d (see `window_of`) with this output's height and width holds an input."""
+    for axis, size in enumerate((window["height"], window["width"])):
+        places = (
+            y * window["strides"][axis] + k * window["dilation"][axis] - window["padding"][axis]
+            for y in range(out[axis])
+            for k in range(window["kernel"][axis])
+        )
+        if not any(0 <= place < size for place in places):
+            return True
+    return False
+
+
 def stored_of(rewriter: Rewriter, data: Any) -> tuple[Any, Dequantize | None]:  # noqa: ANN401
     """Return the tensor to read and, if it is the operand of a per-tensor dequantize, how to convert it."""
     value = rewriter.value_of(data)

@@ -9,7 +9,7 @@ from tvm import relax, te, topi
 from ingot.passes.live import spare_bytes
 from ingot.passes.picks import Chooser, conv2d_text, depthwise_text, matmul_text
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
-from ingot.passes.select_integers import IntegerLayers, stored_of, window_of
+from ingot.passes.select_integers import IntegerLayers, reads_padding_alone, stored_of, window_of
 from ingot.passes.state import State
 from ingot.passes.stored_weights import select_stored
 from ingot.schedules import conv2d, depthwise, resize, winograd, winograd_nests
@@ -90,6 +90,8 @@ def _conv2d(
         positions *= dim
     count = positions * out_channels * kh * kw * (channels // groups)
     if weight is None or dtype_of(args[0]) != dtype_of(call) or dtype_of(args[1]) != dtype_of(call):
+        return None, count
+    if reads_padding_alone(common, shape_of(call)[1:3]):  # loops without any load: nothing for a template
         return None, count
     base = str(getattr(args[1], "name", "weight"))
     data, convert = stored_of(rewriter, args[0])

@@ -293,6 +293,12 @@ _SCHEMA: dict[str, Any] = {
     "shapes": [{"inputs": [[_is_size]], "outputs": [[_is_size]]}],
     "bound": [{"name": _is_text, **_KIND, "sha256": _is_text, "position": _is_size, "values": _is_numbers}],
     "states": [{**_KIND, **_PLACES, "input": _is_text, "output": _is_text, "initial": _is_maybe_size, **_SWITCHES}],
+    **dict.fromkeys(("cut", "batch"), lambda value: value is None or type(value) is dict),
+}
+_FAILED = {"failed": [{"node": _is_text, "reason": _is_text}]}
+_MAYBE: dict[str, Any] = {
+    "cut": {"nodes": _is_size, "left_out": _is_size, "outputs": [_is_text], "opened": [_is_text], **_FAILED},
+    "batch": {"smallest": _is_size, "largest": _is_size, "programs": [_is_size]},
 }
 
 
@@ -360,6 +366,9 @@ def _metadata(file: _File) -> dict[str, Any]:
             hint = "use the loader of the ingot version that compiled it, or compile it again"
             file.refuse(f"the artifact has format {meta['format']}; this loader reads format {FORMAT}", hint=hint)
         _conform(meta, _SCHEMA, "metadata")
+        for key in _MAYBE:
+            if meta[key] is not None:
+                _conform(meta[key], _MAYBE[key], key)
         _conform_tensors(meta["inputs"], "inputs")
         _conform_tensors(meta["outputs"], "outputs")
         for bucket in meta["shapes"]:

@@ -53,9 +53,12 @@ def _cumulative(ctx: Context) -> Expr:
 def _top_k(ctx: Context) -> Expr:
     from tvm import te, tirx
 
+    """The k largest; where k is computed at run time, all of them in order, and how many are asked for."""
     shape, dtype = ctx.shape(), ctx.dtype()
     axis = normal_axis(ctx.attr("axis", -1), len(shape))
-    length, count = shape[axis], ctx.out_shape()[axis]
+    given = next(name for name in ctx.node.output if name)
+    out_shape = ctx.types[given].shape
+    length, count = shape[axis], out_shape[axis]
     largest = bool(ctx.attr("largest", 1))
     total = int(np.prod(shape, dtype=np.int64)) * (length + count)
     if total > _MAX_COMPARISONS:
@@ -81,19 +84,27 @@ def _top_k(ctx: Context) -> Expr:
             hit = ranks(*_replaced(index, axis, k)).equal(index[axis].astype("int32"))
             return te.sum(tirx.Select(hit, k.astype("int64"), tirx.const(0, "int64")), axis=k)
 
-        return te.compute(ctx.out_shape(), at, name="places")
+        return te.compute(out_shape, at, name="places")
 
     def values(x: Any, where: Any) -> Any:  # noqa: ANN401
         # With NaN among the values several may share a rank: `min` keeps the sum of their places inside.
         return te.compute(
-            ctx.out_shape(),
+            out_shape,
             lambda *i: x(*_replaced(i, axis, tirx.min(where(*i), tirx.const(length - 1, "int64")))),
             name="values",
         )
 
     ranks = ctx.emit(ctx.bb.call_te(rank, ctx.inputs[0], primfunc_name_hint="topk_rank"))
     where = ctx.emit(ctx.bb.call_te(places, ranks, primfunc_name_hint="topk_places"))
-    return [ctx.bb.call_te(values, ctx.inputs[0], where, primfunc_name_hint="topk_values"), where]
+    best = ctx.bb.call_te(values, ctx.inputs[0], where, primfunc_name_hint="topk_values")
+    if len(ctx.node.output) < 3:
+        return [best, where]
+
+    def asked(k: Any) -> Any:  # noqa: ANN401
+        bounds = tirx.const(0, "int64"), tirx.const(length, "int64")
+        return te.compute((1,), lambda i: tirx.max(tirx.min(k(i), bounds[1]), bounds[0]), name="asked")
+
+    return [best, where, ctx.bb.call_te(asked, ctx.inputs[1], primfunc_name_hint="topk_count")]
 
 
 @converts("TensorScatter")
