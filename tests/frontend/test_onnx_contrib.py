@@ -444,3 +444,71 @@ def test_norms_under_onnx_own_domain(tmp_path: Path) -> None:
     del model.opset_import[1:]
     for name, left, right in zip(*_both(model, tmp_path), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def _small_network() -> onnx.ModelProto:
+    """Convolutions with a residual, a pool, and a block with Gelu, a skip and a norm, as exporters write them."""
+    nodes: list[onnx.NodeProto] = []
+
+    def add(op: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(op, list(inputs), [f"t{len(nodes)}"], **attributes))
+        return nodes[-1].output[0]
+
+    first = add("Relu", add("Conv", "image", "w1", "b1", pads=[1, 1, 1, 1]))
+    second = add("Relu", add("Add", add("Conv", first, "w2", "b1", pads=[1, 1, 1, 1]), first))
+    flat = add("Flatten", add("GlobalAveragePool", second))
+    wide = add("Add", add("MatMul", flat, "m1"), "b3")
+    spread = add("Add", add("Erf", add("Div", wide, "root")), "one")
+    gelu = add("Mul", add("Mul", wide, spread), "half")
+    norm = add("LayerNormalization", add("Add", add("MatMul", gelu, "m2"), flat), "b1", "b1")
+    nodes.append(helper.make_node("Softmax", [norm], ["y"]))
+    weights = {"w1": _w(8, 4, 3, 3), "w2": _w(8, 8, 3, 3), "b1": _w(8), "m1": _w(8, 16), "m2": _w(16, 8), "b3": _w(16)}
+    weights |= {"root": np.sqrt(_f(2)), "one": _f(1), "half": _f(0.5)}
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("image", 1, (1, 4, 8, 8))],
+        [helper.make_tensor_value_info("y", 1, (1, 8))],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("optimised", {"FusedConv"}),
+        ("static", {"QLinearAdd", "QLinearGlobalAveragePool", "QLinearSoftmax"}),
+        ("dynamic", {"DynamicQuantizeMatMul"}),
+    ],
+)
+def test_what_onnx_runtime_writes(kind: str, expected: set[str], tmp_path: Path) -> None:
+    from onnxruntime import quantization
+
+    image = _w(1, 4, 8, 8, scale=1)
+
+    class Samples(quantization.CalibrationDataReader):  # type: ignore[misc]  # has no types
+        def __init__(self) -> None:
+            self.left = [{"image": image}]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return self.left.pop() if self.left else None
+
+    source, path = tmp_path / "source.onnx", tmp_path / "model.onnx"
+    onnx.save(_small_network(), source)
+    if kind == "static":
+        static = quantization.QuantFormat.QOperator
+        quantization.quantize_static(source, path, Samples(), static, reduce_range=True)
+    else:
+        if kind == "dynamic":
+            quantization.quantize_dynamic(source, tmp_path / "dynamic.onnx", weight_type=quantization.QuantType.QUInt8)
+            source = tmp_path / "dynamic.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath, options.log_severity_level = str(path), 4
+        onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])
+    model = onnx.load(path)
+    assert expected <= {node.op_type for node in model.graph.node if node.domain == "com.microsoft"}
+    found = _by_onnxruntime(_written_out(path, {"image": TensorType(1, image.shape)}), {"image": image})
+    wanted = _by_onnxruntime(model, {"image": image})
+    np.testing.assert_allclose(found[0], wanted[0], atol=0.006 if kind == "static" else 1e-4)

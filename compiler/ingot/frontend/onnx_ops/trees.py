@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ingot.frontend.custom import OpNode, Shapes
-from ingot.frontend.loops import call_loops, scalar
+from ingot.frontend.loops import call_loops
 from ingot.frontend.onnx_ops.context import Context, converts
 from ingot.frontend.onnx_ops.scores import DOMAIN, choose, choose_by, joined, labels, post_transform, transformed
 from ingot.frontend.onnx_tensors import tensor_array
@@ -163,37 +163,31 @@ def walk(ctx: Context, x: Expr, forest: Forest, targets: int, aggregate: str, ba
         values, feature, threshold, branch, root, depth, weight, *more = ins
         (out,) = outs
         lane = T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="global"))
-        total = scalar(dtype)
 
-        def add(n: Any, tree: Any, node: Any) -> None:  # noqa: ANN401
+        def add(n: Any, node: Any) -> None:  # noqa: ANN401
             at = T.Cast("int64", node)
             if dense:
                 with T.serial(0, targets) as j:
                     out[n, j] = combine(out[n, j], weight[at, j])
-            elif several:
-                j = T.Cast("int64", more[0][at])
-                out[n, j] = combine(out[n, j], weight[at])
-            else:
-                total[0] = combine(total[0], weight[at])
+                return
+            j = T.Cast("int64", more[0][at]) if several else tirx.const(0, "int64")
+            out[n, j] = combine(out[n, j], weight[at])
 
-        with T.serial(0, rows) as n:
-            total[0] = tirx.const(start, dtype)
-            with T.serial(0, targets) as j:
-                out[n, j] = tirx.const(start, dtype)
-            with T.serial(0, groups) as g:
-                with T.unroll(0, _LANES) as k:
-                    lane[k] = root[g * _LANES + k]
-                with T.serial(0, T.Cast("int64", depth[g])), T.unroll(0, _LANES) as k:
-                    node = T.Cast("int64", lane[k])
-                    value = values[n, T.Cast("int64", feature[node])]
-                    taken = value <= threshold[node]
-                    if nan_yes:
-                        taken = tirx.Or(taken, tirx.And(tirx.isnan(value), more[-1][node]))
-                    lane[k] = branch[node, T.Cast("int64", taken)]
-                with T.serial(0, _LANES) as k, T.If(g * _LANES + k < trees), T.Then():
-                    add(n, g * _LANES + k, lane[k])
-            if not dense and not several:
-                out[n, 0] = total[0]
+        with T.grid(rows, targets) as (n, j):
+            out[n, j] = tirx.const(start, dtype)
+        # All rows through eight trees, then the next eight: a few trees fit the first-level cache, a forest does not.
+        with T.grid(groups, rows) as (g, n):
+            with T.unroll(0, _LANES) as k:
+                lane[k] = root[g * _LANES + k]
+            with T.serial(0, T.Cast("int64", depth[g])), T.unroll(0, _LANES) as k:
+                node = T.Cast("int64", lane[k])
+                value = values[n, T.Cast("int64", feature[node])]
+                taken = value <= threshold[node]
+                if nan_yes:
+                    taken = tirx.Or(taken, tirx.And(tirx.isnan(value), more[-1][node]))
+                lane[k] = branch[node, T.Cast("int64", taken)]
+            with T.serial(0, _LANES) as k, T.If(g * _LANES + k < trees), T.Then():
+                add(n, lane[k])
 
     result = call_loops(ctx.bb, "trees", [x, *arrays], [((rows, targets), dtype)], body)[0]
     if aggregate == "AVERAGE":
