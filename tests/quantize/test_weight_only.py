@@ -68,7 +68,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_only, "SMALLEST", 1)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ["int8", "int4", "codebook4", "codebook7", "pow2"])
 @pytest.mark.usefixtures("everything")
 def test_kernels_compute_with_the_decoded_weights(form: str, tmp_path: Path) -> None:
     branches = Branches()
@@ -99,7 +99,7 @@ def test_any_product(tmp_path_factory: pytest.TempPathFactory, k: int, n: int, r
         check(branches, tmp_path_factory.mktemp("product"), "native", form, {2: 0})
 
 
-@pytest.mark.parametrize("form", ["int8", "int4", "codebook5"])
+@pytest.mark.parametrize("form", ["int4", "codebook5"])
 def test_rows_are_decoded_as_they_are_looked_up(form: str, tmp_path: Path) -> None:
     table = np.random.default_rng(0).standard_normal((50, 37)).astype(np.float32)
     node = helper.make_node("Gather", ["t", "x"], ["y"])
@@ -138,7 +138,10 @@ def test_zeros_stay_zeros_and_a_row_of_them_has_a_scale(form: str) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("inputs", [1, 7, 8, 9, 33])
 def test_codes_are_packed_as_the_module_says(form: str, inputs: int) -> None:
-    """Code j of eight begins at bit j * bits of the string of their bytes, for each output channel of a block."""
+    """Code j of eight begins at bit j * bits of the string of their bytes, for each output channel of a block.
+
+    Of whole numbers, the number in two's complement is there.
+    """
     bits, block = FORMATS[form].bits, 4
     codes = np.random.default_rng(inputs).integers(0, 1 << bits, (6, 1, 2, inputs)).astype(np.uint8)
     packed = pack_codes(StoredWeight(FORMATS[form], codes, np.ones(1), np.zeros(0)), block)
@@ -146,7 +149,9 @@ def test_codes_are_packed_as_the_module_says(form: str, inputs: int) -> None:
     for o in range(6):
         for x in range(2):
             string = int.from_bytes(packed[o // block, 0, x, :, o % block].tobytes(), "little")
-            assert [string >> (i * bits) & ((1 << bits) - 1) for i in range(inputs)] == codes[o, 0, x].tolist()
+            found = [string >> (i * bits) & ((1 << bits) - 1) for i in range(inputs)]
+            flipped = FORMATS[form].offset if FORMATS[form].kind == "whole" else 0
+            assert [code ^ flipped for code in found] == codes[o, 0, x].tolist()
 
 
 def test_powers_of_two() -> None:

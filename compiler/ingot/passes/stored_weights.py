@@ -13,8 +13,8 @@ from ingot.passes.select_integers import window_of
 from ingot.passes.template_call import call_template
 from ingot.schedules import conv2d
 from ingot.schedules.conv2d import CHANNELS_INNER, POSITIONS_INNER, Conv2DWorkload, MatmulWorkload, TileConfig
-from ingot.schedules.stored import FORMATS, Decoder, StoredWeight, pack_codes, pack_scales
-from ingot.schedules.vector import ceil_div
+from ingot.schedules.stored import FORMATS, Decoder, StoredWeight, WeightFormat, pack_codes, pack_scales
+from ingot.schedules.vector import ceil_div, registers
 from ingot.target import Target
 
 #: Calls whose function has a name with this beginning stand for a weight in the format of the name's rest.
@@ -77,14 +77,14 @@ def select_stored(rewriter: Rewriter, call: Any, args: list[Any], target: Target
     if op_name(call) == "relax.nn.conv2d":
         out_channels, *_, channels = weight.codes.shape
         work = Conv2DWorkload(in_channels=channels, out_channels=out_channels, **window_of(call, args))
-        config = _tile(work, target)
+        config = _tile(work, target, weight.format)
         decoder = Decoder(weight.format, conv2d.packed_shape(work, config), out_channels)
         tensors = conv2d.compute(work, config, weight=decoder)
         macs = work.macs
     else:
         weight = _as_ohwi(weight)
         product = MatmulWorkload(shape_of(args[0])[:-1], weight.codes.shape[3], weight.codes.shape[0], "float32")
-        config = _tile(product.as_conv(), target)
+        config = _tile(product.as_conv(), target, weight.format)
         decoder = Decoder(weight.format, conv2d.packed_shape(product.as_conv(), config), product.n)
         tensors = conv2d.compute_matmul(product, config, weight=decoder)
         macs = product.macs
@@ -99,9 +99,18 @@ def _as_ohwi(weight: StoredWeight) -> StoredWeight:
     return replace(weight, codes=codes, scales=scales)
 
 
-def _tile(work: Conv2DWorkload, target: Target) -> TileConfig:
-    """Return the tile, with the order that reads fewer bytes again: activations per block or weights per tile."""
+def _tile(work: Conv2DWorkload, target: Target, form: WeightFormat) -> TileConfig:
+    """Return the tile, with the order that reads fewer bytes again: activations per block or weights per tile.
+
+    What decoding keeps in registers must fit beside the tile.
+    """
+    regs = registers(target)
+    free = regs.count - form.registers
+    space = conv2d.configs(work, target)
+    fitting = [c for c in space if c.pixels * (v := c.block // regs.lanes) + v + 1 <= free]
     config = conv2d.default_config(work, target)
+    if work.positions > 1 and config not in fitting and fitting:
+        config = min(fitting, key=lambda c: (conv2d.cost(work, c, target), -c.pixels, c.block))
     data = work.batch * work.height * work.width * work.in_channels * ceil_div(work.out_channels, config.block)
     kh, kw = work.kernel
     weights = kh * kw * work.in_channels * work.out_channels * ceil_div(work.positions, config.pixels)

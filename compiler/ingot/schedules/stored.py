@@ -61,6 +61,16 @@ class WeightFormat:
         return 1 << (self.bits - 1)
 
     @property
+    def registers(self) -> int:
+        """Return how many vector registers decoding needs besides the decoded weights: masks, scales, factors."""
+        return 0 if self.kind == "whole" and not self.grouped else 2
+
+    @property
+    def dtype(self) -> str:
+        """Return the element type of packed codes."""
+        return "int8" if self.kind == "whole" and self.bits == _OCTET else "uint8"
+
+    @property
     def limit(self) -> int:
         """Return the largest whole number; the smallest is its negative."""
         return self.offset - 1
@@ -112,14 +122,19 @@ class StoredWeight:
 
 
 def pack_codes(stored: StoredWeight, block: int) -> Array:
-    """Pack OHWI codes to [CO/block][KH][KW][CI * bits / 8][block] bytes, padded with code 0."""
+    """Pack OHWI codes to [CO/block][KH][KW][CI * bits / 8][block] bytes, padded with zeros.
+
+    Whole numbers are packed in two's complement: a kernel extends the sign, and needs no register for an offset.
+    """
     bits, codes = stored.format.bits, stored.codes
+    if stored.format.kind == "whole":
+        codes = codes ^ np.uint8(stored.format.offset)
     co, kh, kw, ci = codes.shape
     blocks = ceil_div(co, block)
     if bits == _OCTET:
         padded = np.zeros((blocks * block, kh, kw, ci), np.uint8)
         padded[:co] = codes
-        return _blocked(padded, block)
+        return _blocked(padded, block).view(stored.format.dtype)
     octets = ceil_div(ci, _OCTET)
     padded = np.zeros((blocks * block, kh, kw, octets * _OCTET), np.uint8)
     padded[:co, ..., :ci] = codes
@@ -158,7 +173,7 @@ class Decoder:
         blocks, kh, kw, ci, block = shape
         self.format = form
         size = ci if form.bits == _OCTET else ceil_div(ci, _OCTET) * form.bits
-        self._codes = te.placeholder((blocks, kh, kw, size, block), "uint8", name="weight")
+        self._codes = te.placeholder((blocks, kh, kw, size, block), form.dtype, name="weight")
         groups = ceil_div(ci, GROUP)
         scale_shape, dtype = ((blocks, kh, kw, groups, block), "uint16") if form.grouped else ((channels,), "float32")
         self._scales = te.placeholder(scale_shape, dtype, name="scales")
@@ -175,7 +190,7 @@ class Decoder:
             return self._table[self._code(block, ry, rx, rc, lane)]
         if self.format.kind == "power":
             return _power(self._code(block, ry, rx, rc, lane))
-        value = (self._code(block, ry, rx, rc, lane) - self.format.offset).astype("float32")
+        value = self._code(block, ry, rx, rc, lane).astype("float32")
         if self.format.grouped:
             return value * widen_bf16(self._scales[block, ry, rx, rc // GROUP, lane])
         return value
@@ -185,7 +200,7 @@ class Decoder:
         return total if self.format.grouped else total * self._scales[channel]
 
     def _code(self, block: Expr, ry: Expr, rx: Expr, rc: Expr, lane: Expr) -> Expr:
-        """Return one code as int32."""
+        """Return one code as int32; of whole numbers, the number."""
         bits = self.format.bits
 
         def byte(place: Expr) -> Expr:
@@ -193,6 +208,10 @@ class Decoder:
 
         if bits == _OCTET:
             return byte(rc)
+        if self.format.kind == "whole":
+            # Through unsigned numbers, whose sign bit may be shifted into.
+            upper = byte(rc // 2).astype("uint32") << (28 - rc % 2 * 4).astype("uint32")
+            return tirx.reinterpret("int32", upper) >> 28
         if bits == _OCTET // 2:
             return (byte(rc // 2) >> (rc % 2 * 4).astype("int32")) & 15
         first, bit = rc // _OCTET * bits, rc % _OCTET * bits
