@@ -156,7 +156,7 @@ def depthwise_left() -> State:
 
 def operator_left() -> State:
     state = run_steps(convolutions(), "select_templates")
-    return state  # max_pool2d has no template
+    return state  # relu has no template
 
 
 def reads_before_it_is_made() -> State:
@@ -248,8 +248,8 @@ BREAKS: dict[str, list[tuple[Callable[[], State], str]]] = {
     "nhwc": [
         (in_nchw(lambda x, w: op.nn.conv2d(x, w)), "conv2d in NCHW"),
         (in_nchw(lambda x, w: op.nn.conv2d_transpose(x, w)), "conv2d_transpose in NCHW"),
-        (in_nchw(lambda x, w: op.nn.max_pool2d(x)), "max_pool2d in NCHW"),
-        (in_nchw(lambda x, w: op.nn.avg_pool2d(x)), "avg_pool2d in NCHW"),
+        (in_nchw(lambda x, w: op.nn.max_pool2d(op.permute_dims(x, [0, 3, 1, 2]))), "max_pool2d in NCHW"),
+        (in_nchw(lambda x, w: op.nn.avg_pool2d(x, (70, 1), padding=(69, 0))), "avg_pool2d in NCHW"),
         (in_nchw(lambda x, w: op.image.resize2d(x, (3, 3))), "resize2d in NCHW"),
     ],
     "packed_weights": [(convolutions, "conv2d operator"), (depthwise_left, "conv2d operator")],

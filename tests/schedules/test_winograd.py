@@ -186,14 +186,14 @@ def test_patches_of_a_block_on_the_stack_take_no_arena():
     assert winograd.Tiling(work, config).on_stack
     assert winograd.Tiling(work, config).workspace_bytes == 0
     (nest,) = nests(work, config)
-    assert [str(b.name) for b in nest.buffers] == ["data", "weight", "conv_out"]
+    assert [str(b.name) for b in nest.buffers] == ["data", "weight", "winograd_out"]
     assert nest.extent == 8
 
 
 def test_workspaces_are_shared_out_by_parts_in_the_arena():
     work, config = workload((32, 32), 64, 64), winograd.WinogradConfig(4, 8, 32, 4, 2)
     (nest,) = nests(work, config)
-    assert [str(b.name) for b in nest.buffers] == ["data", "weight", "conv_out", "patches"]
+    assert [str(b.name) for b in nest.buffers] == ["data", "weight", "winograd_out", "patches"]
     workspace = nest.buffers[3]
     assert int(np.prod([int(d) for d in workspace.shape])) * 4 == winograd.Tiling(work, config).workspace_bytes
     assert nest.extent == 2
@@ -204,7 +204,7 @@ def test_an_epilogue_that_is_not_elementwise_stays_a_nest_of_its_own():
 
     def transposed(function):
         def store(node):
-            if str(node.buffer.name) != "conv_out":
+            if str(node.buffer.name) != "winograd_out":
                 return node
             n, y, x, c = node.indices
             return tirx.BufferStore(node.buffer, node.value, [n, x, y, c])

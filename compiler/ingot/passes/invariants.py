@@ -17,6 +17,7 @@ from ingot.passes.lower import Call, Lowered
 from ingot.passes.plan_memory import lifetimes
 from ingot.passes.rewriter import bindings_of, op_name, outputs_of
 from ingot.passes.state import State
+from ingot.passes.windows import moved_from_nhwc, plane_of
 
 Check = Callable[[State], str | None]
 
@@ -88,16 +89,22 @@ def _constants_folded(state: State) -> str | None:
 
 
 def _nhwc(state: State) -> str | None:
-    """Return what breaks: every convolution, pooling and resize works in NHWC."""
+    """Return what breaks: every convolution, pooling and resize works in NHWC.
+
+    Pools and depthwise convolutions that `schedules.planes` covers may stay in NCHW, where nothing made it from NHWC.
+    """
+    made: dict[Any, Any] = {}
     for binding in bindings_of(state.module["main"]):
         name = op_name(binding.value)
+        made[binding.var] = binding.value
         if name in ("relax.nn.conv2d", "relax.nn.conv2d_transpose"):
             layout = str(binding.value.attrs.data_layout)
         elif name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.image.resize2d"):
             layout = str(binding.value.attrs.layout)
         else:
             continue
-        if layout != "NHWC":
+        alone = plane_of(state, binding.value) and not moved_from_nhwc(made.get(binding.value.args[0]))
+        if layout != "NHWC" and not alone:
             return f"{binding.var.name} is {name} in {layout}"
     return None
 

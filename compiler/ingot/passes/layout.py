@@ -10,6 +10,7 @@ from tvm import relax
 from ingot.passes.conv_transpose import as_convolution
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, is_tensor, op_name, outputs_of, rebuild, shape_of
 from ingot.passes.state import State
+from ingot.passes.windows import moved_from_nhwc, plane_of
 
 
 def to_last(ndim: int) -> tuple[int, ...]:
@@ -54,6 +55,8 @@ def nhwc_layout(state: State) -> State:
     Case 5: pad and strided_slice move their dimensions.
     Case 6: a reshape that keeps batch and channels, such as [N, C, H, W] to [N, C, H * W], keeps channels last.
     Case 7: cases 2, 3 and 5 also where no operand is kept yet, but a convolution will want the result in NHWC.
+    Case 8: a pool or a depthwise convolution that `schedules.planes` covers stays in NCHW, if its operand is not kept
+            and nobody wants its result in NHWC.
     Any other operator gets the NCHW form.
     """
     return _Layout(state).apply(state)
@@ -66,7 +69,9 @@ class _Layout:
         # key: a placeholder variable standing for the NCHW tensor; value: the NHWC tensor that exists.
         self.nhwc: dict[Any, Any] = {}
         self.nchw: dict[Any, Any] = {}  # materialised NCHW form of a placeholder
-        self.wanted = _wanted_in_nhwc(state)
+        bindings = bindings_of(state.module["main"])
+        self.planes = {item.value for item in bindings if plane_of(state, item.value) is not None}
+        self.wanted = _wanted_in_nhwc(state, self.planes)
 
     def apply(self, state: State) -> State:
         """Run the pass."""
@@ -112,6 +117,8 @@ class _Layout:
     def visit(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Choose the case for one call; `args` may hold placeholders."""
         name = op_name(call)
+        if call in self.planes and call not in self.wanted and self._is_nchw(rewriter, args[0]):
+            return rebuild(call, args)  # case 8
         if name in ("relax.nn.conv2d", "relax.nn.conv2d_transpose"):
             return self.convolution(rewriter, call, args)
         if name in _POOLS and str(call.attrs.layout) == "NCHW":
@@ -130,6 +137,10 @@ class _Layout:
             if case is not None:
                 return case(self, rewriter, call, args)
         return rebuild(call, [self._deep_nchw(rewriter, arg) for arg in args])
+
+    def _is_nchw(self, rewriter: Rewriter, var: Any) -> bool:  # noqa: ANN401
+        """Say whether a value lies in NCHW, and does not come from NHWC by a transpose."""
+        return var not in self.nhwc and not moved_from_nhwc(rewriter.value_of(var))
 
     def _any_kept(self, args: list[Any]) -> bool:
         items = [item for arg in args for item in (arg.fields if isinstance(arg, relax.Tuple) else [arg])]
@@ -342,8 +353,11 @@ _MOVABLE = {
 }
 
 
-def _wanted_in_nhwc(state: State) -> set[Any]:
-    """Return the calls whose 4-D result every reader wants in NHWC, directly or through movable operators (case 7)."""
+def _wanted_in_nhwc(state: State, planes: set[Any]) -> set[Any]:
+    """Return the calls whose 4-D result every reader wants in NHWC, directly or through movable operators (case 7).
+
+    planes: the calls that want that of their operand only if their own result is wanted so.
+    """
     main = state.module["main"]
     bindings = bindings_of(main)
     wants: dict[Any, bool] = {}
@@ -353,18 +367,17 @@ def _wanted_in_nhwc(state: State) -> set[Any]:
         call, name = binding.value, op_name(binding.value)
         is_image = is_tensor(binding.var) and len(shape_of(binding.var)) == 4
         wanted = is_image and wants.get(binding.var, False) and binding.var not in outputs
-        direct = name in _DIRECT and "NCHW" in (
-            str(getattr(call.attrs, "data_layout", "")),
-            str(getattr(call.attrs, "layout", "")),
-        )
-        movable = name in _MOVABLE or name in ELEMENTWISE
+        layouts = [str(getattr(call.attrs, key, "")) for key in ("data_layout", "layout")] if name in _DIRECT else []
+        direct = "NCHW" in layouts and call not in planes
+        movable = name in _MOVABLE or name in ELEMENTWISE or call in planes
         if wanted and movable:
             result.add(call)
         reads = [] if not isinstance(call, relax.Call) else _tensors_read(call)
         if not isinstance(call, relax.Call) and isinstance(call, relax.Tuple):
             reads = [item for item in call.fields if isinstance(item, relax.Var)]
         for position, arg in enumerate(reads):
-            good = (direct and position == 0) or (wanted and movable)
+            moves = wanted and movable and (position == 0 or call not in planes)
+            good = (direct and position == 0) or moves
             wants[arg] = wants.get(arg, True) and good
     return result
 

@@ -16,7 +16,7 @@ from ingot.passes.state import State
 from ingot.schedules.apply import schedule_function
 from ingot.schedules.recurrent import ROUNDS
 from ingot.schedules.vector import DTYPE_BYTES
-from ingot.schedules.winograd_nests import WORKSPACE
+from ingot.schedules.written import WORKSPACE
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax, te, topi
+from tvm import te, topi
 
 from ingot.passes.live import spare_bytes
 from ingot.passes.picks import Chooser, conv2d_text, depthwise_text, matmul_text
@@ -12,12 +12,10 @@ from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.select_integers import IntegerLayers, reads_padding_alone, stored_of, window_of
 from ingot.passes.state import State
 from ingot.passes.stored_weights import select_stored
+from ingot.passes.template_call import call_function, call_template
+from ingot.passes.windows import POOLS, call_plane, call_pool, plane_of, pool_of
 from ingot.schedules import conv2d, depthwise, resize, winograd, winograd_nests
 from ingot.target import Target
-
-# FuseOps' pattern kind of an operator whose output may be followed by elementwise operators in one kernel.
-_OUT_ELEMENTWISE_FUSABLE = 4
-_POOLS = {"relax.nn.max_pool2d": "max", "relax.nn.avg_pool2d": "avg"}
 
 
 def select_templates(state: State) -> State:
@@ -29,9 +27,10 @@ def select_templates(state: State) -> State:
     Case 3: matmul with a constant 2-D right-hand side: `schedules.conv2d` as a 1x1 convolution.
     In cases 1 to 3 a dequantize before it joins the kernel: what lies in memory stays 8 bits wide.
     Case 4: resize2d (NHWC, nearest or linear): `schedules.resize`, its tables as weights.
-    Case 5: pooling of a dequantize: TVM's own pooling, reading 8-bit data.
+    Case 5: max_pool2d and avg_pool2d: `schedules.pooling`; of a dequantize TVM's own pooling, reading 8-bit data.
     Case 6: conv2d of case 1 with 3x3 windows and stride 1, where that is estimated to be faster: `schedules.winograd`.
     Case 7: conv2d, matmul and take whose weights are stored in few bits: `passes.stored_weights`.
+    Case 8: pools and depthwise conv2d that `nhwc_layout` left in NCHW: `schedules.planes`.
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
     target, spare, choose = state.target, spare_bytes(state), Chooser(state)
@@ -46,30 +45,22 @@ def select_templates(state: State) -> State:
         found = select_stored(rewriter, call, args, target) or integers.select(rewriter, call, args)
         if found is not None:
             result, count = found
+        elif (plane := plane_of(state, call)) is not None:
+            result, count = call_plane(rewriter, call, args, plane, target), plane.macs
         elif name == "relax.nn.conv2d":
             result, count = _conv2d(rewriter, call, args, target, spare.get(call, 0), choose)
         elif name == "relax.matmul":
             result, count = _matmul(rewriter, call, args, target, choose)
         elif name == "relax.image.resize2d":
             result, count = _resize2d(rewriter, call, args), 0
-        elif name in _POOLS:
-            result, count = _pool2d(rewriter, call, args, _POOLS[name]), 0
+        elif name in POOLS:
+            result, count = _pool2d(rewriter, call, args, target), 0
         else:
             return None
         macs += count
         return result
 
     return rewrite(state, visit).having(macs=state.macs + macs)
-
-
-def _call(rewriter: Rewriter, name: str, tensors: list[Any], args: list[Any], ty: Any) -> Any:  # noqa: ANN401
-    return _call_function(rewriter, name, te.create_prim_func(tensors, index_dtype_override="int64"), args, ty)
-
-
-def _call_function(rewriter: Rewriter, name: str, function: Any, args: list[Any], ty: Any) -> Any:  # noqa: ANN401
-    function = function.with_attr("op_pattern", _OUT_ELEMENTWISE_FUSABLE).with_attr("tirx.noalias", True)
-    gvar = rewriter.builder.add_func(function, name)
-    return relax.call_tir(gvar, relax.Tuple(args), ty)
 
 
 def _conv2d(
@@ -110,10 +101,10 @@ def _conv2d(
         if isinstance(config, winograd.WinogradConfig):
             transformed = rewriter.add_weight(f"{base}_winograd", winograd.pack_weight(weight, config))
             function = winograd_nests.primitive(workload, config, target)
-            return _call_function(rewriter, "winograd_conv2d", function, [data, transformed], call.ty), count
+            return call_function(rewriter, "winograd_conv2d", function, [data, transformed], call.ty), count
         packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(weight, config.block))
         tensors = conv2d.compute(workload, config, convert)
-        return _call(rewriter, "conv2d", tensors, [data, packed], call.ty), count
+        return call_template(rewriter, "conv2d", tensors, [data, packed], call.ty), count
     if groups == channels == out_channels:
         depth = depthwise.DepthwiseWorkload(channels=channels, **common)
         depth_config = choose(
@@ -124,7 +115,7 @@ def _conv2d(
         )
         packed = rewriter.add_weight(f"{base}_packed", depthwise.pack_weight(weight))
         tensors = depthwise.compute(depth, depth_config, convert)
-        return _call(rewriter, "depthwise_conv2d", tensors, [data, packed], call.ty), count
+        return call_template(rewriter, "depthwise_conv2d", tensors, [data, packed], call.ty), count
     return None, count
 
 
@@ -157,7 +148,7 @@ def _matmul(
     base = str(getattr(args[1], "name", "weight"))
     packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(ohwi, config.block))
     tensors = conv2d.compute_matmul(workload, config, convert)
-    return _call(rewriter, "matmul", tensors, [data, packed], call.ty), count
+    return call_template(rewriter, "matmul", tensors, [data, packed], call.ty), count
 
 
 def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
@@ -183,17 +174,21 @@ def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: A
     if not workload.supported or dtype_of(args[0]) != dtype_of(call):
         return None
     tables = [rewriter.constant(table, "resize_table") for table in resize.all_tables(workload)]
-    return _call(rewriter, "resize2d", resize.compute(workload), [args[0], *tables], call.ty)
+    return call_template(rewriter, "resize2d", resize.compute(workload), [args[0], *tables], call.ty)
 
 
-def _pool2d(rewriter: Rewriter, call: Any, args: list[Any], kind: str) -> Any:  # noqa: ANN401
+def _pool2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> Any:  # noqa: ANN401
     """Case 5."""
     attrs = call.attrs
     data, convert = stored_of(rewriter, args[0])
-    if convert is None or str(attrs.layout) != "NHWC" or str(attrs.out_layout) != "NHWC":
+    if str(attrs.layout) != "NHWC" or str(attrs.out_layout) != "NHWC":
         return None
+    if convert is None:
+        workload = pool_of(call)
+        return None if workload is None else call_pool(rewriter, args, workload, target)
     stored = te.placeholder(shape_of(data), convert.dtype, name="data")
     real = te.compute(shape_of(data), lambda *i: convert(stored(*i)), name="dequantized")
+    kind = "max" if POOLS[op_name(call)] == "max" else "avg"
     out = topi.nn.pool2d(
         real,
         kernel=[int(v) for v in attrs.pool_size],
@@ -205,4 +200,4 @@ def _pool2d(rewriter: Rewriter, call: Any, args: list[Any], kind: str) -> Any:  
         layout="NHWC",
         count_include_pad=bool(attrs.count_include_pad),
     )
-    return _call(rewriter, f"{kind}_pool2d", [stored, out], [data], call.ty)
+    return call_template(rewriter, f"{kind}_pool2d", [stored, out], [data], call.ty)

@@ -24,6 +24,18 @@ def call_template(
 ) -> Any:  # noqa: ANN401
     """Return a call of a new PrimFunc over TE tensors [*inputs, output] on `args`, with a result of type `ty`."""
     function = te.create_prim_func(tensors, index_dtype_override="int64")
+    return call_function(rewriter, name, function, args, ty, pattern)
+
+
+def call_function(
+    rewriter: Rewriter,
+    name: str,
+    function: Any,  # noqa: ANN401
+    args: list[Any],
+    ty: Any,  # noqa: ANN401
+    pattern: int = OUT_ELEMENTWISE_FUSABLE,
+) -> Any:  # noqa: ANN401
+    """Return a call of a new PrimFunc on `args`, with a result of type `ty`."""
     function = function.with_attr("op_pattern", pattern).with_attr("tirx.noalias", True)
     gvar = rewriter.builder.add_func(function, name)
     return relax.call_tir(gvar, relax.Tuple(args), ty)

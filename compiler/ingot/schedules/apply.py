@@ -19,9 +19,10 @@ from ingot.schedules import (
     depthwise,
     depthwise_int8,
     generic,
+    planes,
     rows,
     winograd,
-    winograd_nests,
+    written,
 )
 from ingot.target import Target
 
@@ -49,8 +50,9 @@ TEMPLATES: dict[str, Template] = {
     "depthwise_int8": Template(depthwise_int8.DepthwiseInt8Config, depthwise_int8.schedule, depthwise_int8.finish),
     "attention": Template(attention.AttentionConfig, attention.schedule, attention.finish),
     "batch_matmul": Template(batch_matmul.BatchMatmulConfig, batch_matmul.schedule, batch_matmul.finish),
+    "planes": Template(planes.PlaneConfig, written.schedule, written.finish),
     "rows": Template(rows.RowsConfig, rows.schedule, lambda function, *_: function),
-    "winograd": Template(winograd.WinogradConfig, winograd_nests.schedule, winograd_nests.finish),
+    "winograd": Template(winograd.WinogradConfig, written.schedule, written.finish),
 }
 
 

@@ -1,8 +1,8 @@
-"""Zero padding without a padded copy: border tiles are compiled apart, rows outside the image are not visited.
+"""Padding without a padded copy: border tiles are compiled apart, rows outside the image are not visited.
 
 A windowed operator is written in TE with its padding as two nested conditions on each load,
 
-    if_then_else(row inside, if_then_else(column inside, image[...], 0), 0)
+    if_then_else(row inside, if_then_else(column inside, image[...], 0), 0)       (or what else padding holds)
 
 and scheduled with two loops marked: the reduction over window rows (`ROWS`) and the loop over tiles of columns
 (`COLUMNS`). `specialise` then rewrites the scheduled function:
@@ -28,12 +28,12 @@ COLUMNS = "ingot.columns"
 MAX_BORDER_TILES = 6
 
 
-def guarded_load(image: Any, n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
-    """Return image[n, y, x, c] (NHWC), or zero outside the image."""
+def guarded_load(image: Any, n: Any, y: Any, x: Any, c: Any, filler: float = 0) -> Any:  # noqa: ANN401 - TE expressions
+    """Return image[n, y, x, c] (NHWC), or `filler` outside the image."""
     _, height, width, _ = (int(d) for d in image.shape)
-    zero = tirx.const(0, str(image.dtype))
-    columns = tirx.if_then_else(tirx.all(x >= 0, x < width), image[n, y, x, c], zero)
-    return tirx.if_then_else(tirx.all(y >= 0, y < height), columns, zero)
+    outside = tirx.const(filler, str(image.dtype))
+    columns = tirx.if_then_else(tirx.all(x >= 0, x < width), image[n, y, x, c], outside)
+    return tirx.if_then_else(tirx.all(y >= 0, y < height), columns, outside)
 
 
 def mark(

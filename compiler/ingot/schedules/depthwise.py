@@ -17,6 +17,9 @@ from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, lanes_for, registers
 from ingot.target import Target
 
+#: The annotation of a block whose borders are compiled apart.
+WINDOW = "ingot.window"
+
 
 @dataclass(frozen=True)
 class DepthwiseWorkload:
@@ -87,7 +90,7 @@ def pack_weight(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight[:, :, :, 0].transpose(1, 2, 0))
 
 
-def _window(w: DepthwiseWorkload) -> list[int]:
+def window_of(w: DepthwiseWorkload) -> list[int]:
     """Return what `border.mark` needs: height, width, strides, dilation of rows, extent in columns, top, left."""
     span = (w.kernel[1] - 1) * w.dilation[1] + 1
     return [w.height, w.width, *w.strides, w.dilation[0], span, w.padding[0], w.padding[1]]
@@ -116,7 +119,7 @@ def compute(workload: DepthwiseWorkload, config: DepthwiseConfig, convert: Dequa
         def load(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
             return patch[n, y, x, c]
     else:
-        attrs["ingot.window"] = _window(w)
+        attrs[WINDOW] = window_of(w)
 
         def load(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
             return guarded_load(data, n, y - top, x - left, c)
@@ -133,9 +136,9 @@ def compute(workload: DepthwiseWorkload, config: DepthwiseConfig, convert: Dequa
 
 def schedule(sch: Any, anchor: Any, output: Any, config: DepthwiseConfig, target: Target) -> None:  # noqa: ANN401
     """Schedule the tile; the block between `anchor` and `output` has been inlined."""
-    window = sch.get(anchor).annotations.get("ingot.window")
+    window = sch.get(anchor).annotations.get(WINDOW)
     if window is not None:
-        sch.unannotate(anchor, "ingot.window")
+        sch.unannotate(anchor, WINDOW)
     n, y, x, c = sch.get_loops(output)
     x_tiles, x_inner = sch.split(x, [None, config.pixels])
     c_tiles, c_registers, c_lanes = sch.split(c, [None, config.block // config.lanes, config.lanes])

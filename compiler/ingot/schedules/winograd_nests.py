@@ -6,19 +6,18 @@
                     output tile = A^T M A, then the fused epilogue, then the only store
 
 Schedule primitives cannot cut an image into blocks of tiles that end in the middle of a row, nor share subexpressions
-between the rows of a transform; so the nests are built as they are to run, and `finish` puts the epilogue inside.
+between the rows of a transform; so the nests are built as they are to run (`schedules.written`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tvm_ffi
-from tvm import ir, s_tir, tirx
+from tvm import tirx
 
-from ingot.schedules import generic
+from ingot.schedules import written
 from ingot.schedules.conv2d import Conv2DWorkload, uses_lanes
 from ingot.schedules.lanes import lane_of
 from ingot.schedules.statements import (
@@ -30,18 +29,13 @@ from ingot.schedules.statements import (
     lanes_of,
     loop_over,
     named,
-    realized,
     unrolled,
-    whole,
     with_buffers,
 )
 from ingot.schedules.vector import annotate_block, lanes_for, registers
 from ingot.schedules.winograd import Tiling, WinogradConfig, matrices
+from ingot.schedules.written import STORE_COLUMN, STORE_ROW, nest
 from ingot.target import Target
-
-#: The annotation of a scheduled function's root that names buffers of the arena used in one nest only.
-WORKSPACE = "ingot.workspace"
-_STORE_ROW, _STORE_COLUMN = "store_row", "store_column"
 
 
 def _span(first: Expr, lanes: int) -> Expr:
@@ -254,7 +248,7 @@ def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr,
                 body = lanes_of(lanes, element)
                 return tirx.IfThenElse(tirx.all(*conditions), body, None) if conditions else body
 
-            stores = unrolled(size, lambda i: unrolled(size, lambda j: store(i, j), _STORE_COLUMN), _STORE_ROW)
+            stores = unrolled(size, lambda i: unrolled(size, lambda j: store(i, j), STORE_COLUMN), STORE_ROW)
             body = with_buffers([local], tirx.SeqStmt([*emit.statements, stores]), "inverse")
             return tirx.IfThenElse(channel < w.out_channels, body, None) if w.out_channels % config.block else body
 
@@ -268,17 +262,14 @@ def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr,
 
 
 def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) -> Any:  # noqa: ANN401 - a PrimFunc
-    """Return the PrimFunc (data NHWC, packed weights, output NHWC) of one convolution.
-
-    It is right as it is; `finish` moves what FuseOps appends to it from a loop nest of its own to the store.
-    """
+    """Return the PrimFunc (data NHWC, packed weights, output NHWC) of one convolution."""
     w, tiling = workload, Tiling(workload, config)
     out_shape = (w.batch, w.out_height, w.out_width, w.out_channels)
     data = float_buffer((w.batch, w.height, w.width, w.in_channels), "data")
     weights = float_buffer((tiling.channel_blocks, config.positions, w.in_channels, config.block), "weight")
     slots = 1 if tiling.on_stack else config.parts or tiling.tile_blocks
     patches = float_buffer((slots, config.positions, config.tiles, w.in_channels), "patches")
-    conv, out = float_buffer(out_shape, "winograd"), float_buffer(out_shape, "conv_out")
+    conv = float_buffer(out_shape, "winograd")
     products = float_buffer((config.positions, config.tiles, config.block), "products")
 
     def multiply(tile_block: Expr, channel_block: Expr, slot: Expr) -> Stmt:
@@ -296,12 +287,11 @@ def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) 
         reads, temporary = [data, weights], [] if tiling.on_stack else [patches]
     else:
         forward, back = _two_nests(tiling, data, patches, multiply, target)
-        nests = [_nest([data], [patches], "winograd_input", forward), back]
+        nests = [nest([data], [patches], "winograd_input", forward), back]
         reads, temporary = [patches, weights], [patches]
     writes = [conv, *temporary] if config.parts else [conv]
-    nests[-1] = _nest(reads, writes, "winograd", nests[-1], annotate_block("winograd", "winograd", config))
-    root = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*nests, _copy(conv, out)]), None, [conv, *temporary])
-    return tirx.PrimFunc([data, weights, out], realized(root)).with_attr("s_tir", True)
+    nests[-1] = nest(reads, writes, "winograd", nests[-1], annotate_block("winograd", "winograd", config))
+    return written.primitive([data, weights], nests, conv, temporary)
 
 
 def _one_nest(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target: Target) -> Stmt:
@@ -348,128 +338,3 @@ def _two_nests(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target
     return loop_over(tiling.tile_blocks * config.tiles, tile, "task", parallel), loop_over(
         tasks, task, "task", parallel
     )
-
-
-def _nest(reads: list[Expr], writes: list[Expr], name: str, body: Stmt, notes: Mapping[str, str] | None = None) -> Stmt:
-    """Return a block around a loop nest, which `finish` will take out of it."""
-    regions = [[whole(buffer) for buffer in group] for group in (reads, writes)]
-    return realized(s_tir.SBlock([], *regions, name, body, None, [], [], dict(notes or {})))
-
-
-def _copy(source: Expr, destination: Expr) -> Stmt:
-    """Return the plain elementwise block that stores the result."""
-    shape = list(source.shape)
-    loops = [tirx.Var(f"i{k}", "int64") for k in range(len(shape))]
-    axes = [tirx.Var(f"v{k}", "int64") for k in range(len(shape))]
-    domains = [ir.Range.from_min_extent(integer(0), d) for d in shape]
-    iters = [tirx.IterVar(d, v, tirx.IterVar.DataPar) for d, v in zip(domains, axes, strict=True)]
-    points = [ir.Range.from_min_extent(v, integer(1)) for v in axes]
-    regions = [[tirx.BufferRegion(buffer, points)] for buffer in (source, destination)]
-    store = tirx.BufferStore(destination, tirx.BufferLoad(source, axes), axes)
-    block = s_tir.SBlock(iters, *regions, str(destination.name), store)
-    statement: Stmt = s_tir.SBlockRealize(loops, tirx.const(True, "bool"), block)
-    for loop, extent in reversed(list(zip(loops, shape, strict=True))):
-        statement = tirx.For(loop, integer(0), extent, tirx.ForKind.SERIAL, statement)
-    return statement
-
-
-# -- after fusion ------------------------------------------------------------------------------------------------------
-
-
-def schedule(sch: Any, anchor: Any, output: Any, config: WinogradConfig, target: Target) -> None:  # noqa: ANN401
-    """Schedule the block that stores the result as a nest of its own, in case `finish` has to leave it one."""
-    generic.schedule_elementwise(sch, output, target)
-
-
-def finish(function: Any, anchor: str, config: WinogradConfig, target: Target) -> Any:  # noqa: ANN401
-    """Store through the epilogue, and put the loops over tasks outermost.
-
-    Case 1: the one block after the anchor stores an elementwise function of its result: that function is applied to
-    the vectors the anchor would store, and the anchor's own result is never in memory.
-    Case 2: otherwise the blocks after it stay.
-    """
-    root = function.body.block
-    statements = list(root.body.seq)
-    (place,) = (k for k, item in enumerate(statements) if _is_nest(item) and str(item.block.name_hint) == anchor)
-    conv, *workspace = (region.source for region in statements[place].block.writes)
-    buffers = list(root.alloc_buffers)
-    last = _elementwise(statements[-1], conv)
-    if last is not None and place == len(statements) - 2:
-        statements[place] = _with_epilogue(statements[place], conv, last)
-        statements.pop()
-        buffers = [buffer for buffer in buffers if not buffer.same_as(conv)]
-    nests = [_turn_inside_out(item) if _is_nest(item) else item for item in statements]
-    body = nests[0] if len(nests) == 1 else tirx.SeqStmt(nests)
-    block = s_tir.SBlock([], [], [], "root", body, None, buffers, [], {WORKSPACE: workspace})
-    return function.with_body(realized(block))
-
-
-def _is_nest(statement: Stmt) -> bool:
-    """Say whether a statement is one of `primitive`'s own nests."""
-    if not isinstance(statement, s_tir.SBlockRealize):
-        return False
-    body = statement.block.body
-    return isinstance(body, tirx.For) and body.kind == tirx.ForKind.PARALLEL
-
-
-def _turn_inside_out(realize: Stmt) -> Stmt:
-    """Return the nest's parallel loop around its block: lowering expects a loop over tasks outermost."""
-    block, loop = realize.block, realize.block.body
-    inner = s_tir.SBlock([], block.reads, block.writes, block.name_hint, loop.body)
-    return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, realized(inner))
-
-
-def _elementwise(statement: Stmt, conv: Expr) -> Stmt | None:
-    """Return the block of case 1, or None."""
-    while isinstance(statement, tirx.For):
-        statement = statement.body
-    if not isinstance(statement, s_tir.SBlockRealize):
-        return None
-    block = statement.block
-    axes = [item.var for item in block.iter_vars]
-    if block.init is not None or not isinstance(block.body, tirx.BufferStore) or len(axes) != len(conv.shape):
-        return None
-
-    def plain(indices: Sequence[Expr]) -> bool:
-        return len(indices) == len(axes) and all(a.same_as(b) for a, b in zip(indices, axes, strict=True))
-
-    loads: list[bool] = []
-
-    def visit(load: Expr) -> None:
-        if load.source.same_as(conv):
-            loads.append(plain(load.indices))
-
-    tvm_ffi.structural_walk(block.body.value, [(ir.TensorLoad, visit)])
-    return block if loads and all(loads) and plain(block.body.indices) else None
-
-
-def _with_epilogue(realize: Stmt, conv: Expr, last: Stmt) -> Stmt:
-    """Return the anchor's nest with each store of a result replaced by the last block's store of its function."""
-    nest, axes = realize.block, [item.var for item in last.iter_vars]
-
-    def store(node: Stmt) -> Stmt:
-        if not node.buffer.same_as(conv):
-            return node
-        place = dict(zip(axes, node.indices, strict=True))
-
-        def load(item: Expr) -> Expr:
-            return node.value if item.source.same_as(conv) else item
-
-        body = tvm_ffi.structural_map(last.body, [(ir.TensorLoad, load)])
-        return tvm_ffi.structural_map(body, [(ir.Var, lambda var: place.get(var, var))])
-
-    def loop(node: Stmt) -> Stmt:
-        if str(node.loop_var.name) not in (_STORE_ROW, _STORE_COLUMN):
-            return node
-        return tirx.For(node.loop_var, node.min, node.extent, tirx.ForKind.SERIAL, node.body)
-
-    body = tvm_ffi.structural_map(nest.body, [(tirx.BufferStore, store)])
-    if generic.is_expensive(last):  # much code: once is enough
-        body = tvm_ffi.structural_map(body, [(tirx.For, loop)])
-    reads = [*nest.reads, *(whole(region.source) for region in last.reads if not region.source.same_as(conv))]
-    kept = [region for region in nest.writes if not region.source.same_as(conv)]
-    writes = [*(whole(region.source) for region in last.writes), *kept]
-    return realized(s_tir.SBlock([], reads, writes, nest.name_hint, body, None, [], [], nest.annotations))
-
-
-__all__ = ["WORKSPACE", "finish", "primitive", "schedule"]
