@@ -104,9 +104,13 @@ class Branches:
         dilations: tuple[int, int] = (1, 1),
         group: int = 1,
         epilogue: str = "none",
+        nhwc: bool = True,
     ) -> None:
-        """Add a convolution; `pads` is top, left, bottom, right."""
-        x = self.input((batch, channels, *size))
+        """Add a convolution; `pads` is top, left, bottom, right. nhwc: its input is, so the layer works there."""
+        if nhwc:
+            x = self.node("Transpose", [self.input((batch, *size, channels))], perm=[0, 3, 1, 2])
+        else:
+            x = self.input((batch, channels, *size))
         w = self.weight(normal((out_channels, channels // group, *kernel), len(self.weights)) / np.float32(kernel[0]))
         options = {"strides": list(strides), "pads": list(pads), "dilations": list(dilations), "group": group}
         spatial = [

@@ -1,4 +1,4 @@
-"""Pools in NHWC and in NCHW, and depthwise convolutions in NCHW, over sizes at the edges of vectors and borders."""
+"""Pools in NHWC and in NCHW, and what else stays in NCHW, over sizes at the edges of vectors and borders."""
 
 from __future__ import annotations
 
@@ -101,8 +101,25 @@ def test_depthwise_convolutions_alone(tmp_path, target):
         kernel, stride = KERNELS[i % len(KERNELS)], 1 + i % 3
         size = (9, max(width, kernel[1]))
         common = {"strides": (stride, stride), "pads": (1, kernel[1] - 1, 0, 1), "group": 6}
-        branches.conv(2, 6, 6, size, kernel, epilogue=EPILOGUES[i % len(EPILOGUES)], **common)
-    branches.conv(1, 3, 3, (15, 17), (3, 3), (2, 1), (2, 4, 2, 4), (2, 4), 3, "relu")
+        branches.conv(2, 6, 6, size, kernel, epilogue=EPILOGUES[i % len(EPILOGUES)], nhwc=False, **common)
+    branches.conv(1, 3, 3, (15, 17), (3, 3), (2, 1), (2, 4, 2, 4), (2, 4), 3, "relu", False)
+    check(branches, tmp_path, target, PIECES)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_alone(tmp_path, target):
+    branches = Branches()
+    sizes = ((1, 4), (2, 2), (3, 5), (4, 4), (7, 9), (5, 13), (8, 33))
+    for i, channels in enumerate((1, 3, 4, 7, 16, 17, 65)):
+        size, out_channels = sizes[i], (4, 5, 64, 33, 6, 13, 31)[i]
+        common = {
+            "kernel": (1, 1),
+            "strides": (1 + i // 5, 1 + i // 4),
+            "epilogue": EPILOGUES[i % len(EPILOGUES)],
+            "nhwc": False,
+        }
+        branches.conv(1 + i % 2, channels, out_channels, size, **common)
+    branches.conv(1, 24, 40, (6, 6), (1, 1), epilogue="residual", nhwc=False)
     check(branches, tmp_path, target, PIECES)
 
 
@@ -133,7 +150,9 @@ def test_any_pool(tmp_path_factory, drawn, target, pieces):
 
 def layouts_of(branches, folder):
     """The layout of each pool and convolution after the layout pass."""
-    state = run_steps(onnx_state(branches.bytes(), folder), "simplify", "fold_constants", "nhwc_layout")
+    state = run_steps(
+        onnx_state(branches.bytes(), folder), "simplify", "whole_numbers", "fold_constants", "nhwc_layout"
+    )
     found = []
     for binding in bindings_of(state.module["main"]):
         attrs = getattr(binding.value, "attrs", None)
@@ -147,8 +166,9 @@ def test_what_stands_alone_stays_in_nchw(tmp_path):
     pool(branches, "MaxPool", (1, 4, 8, 8), kernel_shape=[2, 2])
     x = branches.node("AveragePool", [branches.input((1, 4, 8, 8))], kernel_shape=[2, 2])
     branches.output(branches.node("MaxPool", [x], kernel_shape=[3, 3]))
-    branches.conv(1, 4, 4, (8, 8), (3, 3), group=4)
-    assert layouts_of(branches, tmp_path) == ["NCHW"] * 4
+    branches.conv(1, 4, 4, (8, 8), (3, 3), group=4, nhwc=False)
+    branches.conv(1, 4, 9, (8, 8), (1, 1), (2, 2), nhwc=False)
+    assert layouts_of(branches, tmp_path) == ["NCHW"] * 5
 
 
 def test_what_a_convolution_reads_or_made_is_nhwc(tmp_path):
@@ -160,6 +180,19 @@ def test_what_a_convolution_reads_or_made_is_nhwc(tmp_path):
     branches.output(branches.node("AveragePool", [x], kernel_shape=[3, 3]))
     pool(branches, "MaxPool", (1, 4, 8, 8), "NHWC", kernel_shape=[2, 2])
     assert layouts_of(branches, tmp_path) == ["NHWC"] * 4
+
+
+def test_quantised_layers_are_nhwc(tmp_path):
+    branches = Branches()
+    scale, zero = branches.weight(np.float32(0.1)), branches.weight(np.int8(3))
+    narrow = branches.node("QuantizeLinear", [branches.input((1, 8, 6, 6)), scale, zero])
+    x = branches.node("DequantizeLinear", [narrow, scale, zero])
+    stored = branches.weight(np.arange(-32, 32, dtype=np.int8).reshape(8, 8, 1, 1))
+    weight = branches.node("DequantizeLinear", [stored, scale, branches.weight(np.int8(0))])
+    for y in (branches.node("Conv", [x, weight]), branches.node("MaxPool", [x], kernel_shape=[2, 2])):
+        wide = branches.node("QuantizeLinear", [y, scale, zero])
+        branches.output(branches.node("DequantizeLinear", [wide, scale, zero]))
+    assert layouts_of(branches, tmp_path) == ["NHWC"] * 2
 
 
 def test_lines_too_long_for_the_stack_are_left_to_nhwc(tmp_path):

@@ -91,7 +91,7 @@ def _constants_folded(state: State) -> str | None:
 def _nhwc(state: State) -> str | None:
     """Return what breaks: every convolution, pooling and resize works in NHWC.
 
-    Pools and depthwise convolutions that `schedules.planes` covers may stay in NCHW, where nothing made it from NHWC.
+    What has a template for NCHW may stay there, where nothing made its operand from NHWC.
     """
     made: dict[Any, Any] = {}
     for binding in bindings_of(state.module["main"]):

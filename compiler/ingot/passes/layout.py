@@ -55,8 +55,8 @@ def nhwc_layout(state: State) -> State:
     Case 5: pad and strided_slice move their dimensions.
     Case 6: a reshape that keeps batch and channels, such as [N, C, H, W] to [N, C, H * W], keeps channels last.
     Case 7: cases 2, 3 and 5 also where no operand is kept yet, but a convolution will want the result in NHWC.
-    Case 8: a pool or a depthwise convolution that `schedules.planes` covers stays in NCHW, if its operand is not kept
-            and nobody wants its result in NHWC.
+    Case 8: a pool, a depthwise or a 1x1 convolution that has a template for NCHW (`schedules.planes`,
+            `schedules.planes_product`) stays there, if its operand is not kept and nobody wants its result in NHWC.
     Any other operator gets the NCHW form.
     """
     return _Layout(state).apply(state)
@@ -69,8 +69,7 @@ class _Layout:
         # key: a placeholder variable standing for the NCHW tensor; value: the NHWC tensor that exists.
         self.nhwc: dict[Any, Any] = {}
         self.nchw: dict[Any, Any] = {}  # materialised NCHW form of a placeholder
-        bindings = bindings_of(state.module["main"])
-        self.planes = {item.value for item in bindings if plane_of(state, item.value) is not None}
+        self.planes = _planes(state)
         self.wanted = _wanted_in_nhwc(state, self.planes)
 
     def apply(self, state: State) -> State:
@@ -351,6 +350,17 @@ _MOVABLE = {
     "relax.concat": _Layout.concat,
     "relax.split": _Layout.split,
 }
+
+
+def _planes(state: State) -> set[Any]:
+    """Return the calls that have a template for NCHW (case 8); quantised layers, which read dequantize, have none."""
+    found, quantised = set(), set()
+    for binding in bindings_of(state.module["main"]):
+        if op_name(binding.value) == "relax.dequantize":
+            quantised.add(binding.var)
+        elif plane_of(state, binding.value) is not None and binding.value.args[0] not in quantised:
+            found.add(binding.value)
+    return found
 
 
 def _wanted_in_nhwc(state: State, planes: set[Any]) -> set[Any]:

@@ -30,7 +30,7 @@ def select_templates(state: State) -> State:
     Case 5: max_pool2d and avg_pool2d: `schedules.pooling`; of a dequantize TVM's own pooling, reading 8-bit data.
     Case 6: conv2d of case 1 with 3x3 windows and stride 1, where that is estimated to be faster: `schedules.winograd`.
     Case 7: conv2d, matmul and take whose weights are stored in few bits: `passes.stored_weights`.
-    Case 8: pools and depthwise conv2d that `nhwc_layout` left in NCHW: `schedules.planes`.
+    Case 8: pools and convolutions that `nhwc_layout` left in NCHW: `schedules.planes`, `schedules.planes_product`.
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
     target, spare, choose = state.target, spare_bytes(state), Chooser(state)

@@ -1,4 +1,4 @@
-"""What the templates for pools and for depthwise layers in NCHW need to know of a call, and the calls of them."""
+"""What the templates for pools and for layers that stay in NCHW need to know of a call, and the calls of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tvm.ir import GenericConst
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, shape_of
 from ingot.passes.state import State
 from ingot.passes.template_call import call_function, call_template
-from ingot.schedules import planes, pooling
+from ingot.schedules import planes, planes_product, pooling
 from ingot.schedules.planes import PlaneWorkload
+from ingot.schedules.planes_product import ProductWorkload
 from ingot.schedules.pooling import PoolWorkload
 from ingot.target import Target
 
@@ -43,21 +44,21 @@ def pool_of(call: Any) -> PoolWorkload | None:  # noqa: ANN401
     )
 
 
-def plane_of(state: State, call: Any) -> PlaneWorkload | None:  # noqa: ANN401
-    """Return what a layer computes that `schedules.planes` covers: a pool or a depthwise convolution in NCHW.
+def plane_of(state: State, call: Any) -> PlaneWorkload | ProductWorkload | None:  # noqa: ANN401
+    """Return what a layer in NCHW computes for which there is a template: a pool, a depthwise or a 1x1 convolution.
 
     None for all else, and under half precision, whose layers are NHWC.
     """
     if state.precision != "fp32":
         return None
-    if op_name(call) in POOLS and str(call.attrs.layout) == "NCHW":
-        pool = pool_of(call)
-        found = _plane_of_pool(pool) if pool is not None else None
-    elif op_name(call) == "relax.nn.conv2d" and str(call.attrs.data_layout) == "NCHW":
-        found = _plane_of_depthwise(state, call)
-    else:
+    if op_name(call) == "relax.nn.conv2d" and str(call.attrs.data_layout) == "NCHW":
+        return _plane_of_conv2d(state, call)
+    pool = pool_of(call)
+    if pool is None or str(call.attrs.layout) != "NCHW":
         return None
-    return found if found is not None and planes.supports(found) else None
+    image = (pool.batch, pool.channels, pool.height, pool.width, pool.out_height, pool.out_width)
+    found = PlaneWorkload(pool.kind, *image, pool.kernel, pool.strides, pool.padding[:2], pool.dilation)
+    return found if planes.supports(found) else None
 
 
 def moved_from_nhwc(value: Any) -> bool:  # noqa: ANN401
@@ -65,23 +66,25 @@ def moved_from_nhwc(value: Any) -> bool:  # noqa: ANN401
     return op_name(value) == "relax.permute_dims" and list(value.attrs.axes or ()) == [0, 3, 1, 2]
 
 
-def _plane_of_pool(w: PoolWorkload) -> PlaneWorkload:
-    image = (w.batch, w.channels, w.height, w.width, w.out_height, w.out_width)
-    return PlaneWorkload(w.kind, *image, w.kernel, w.strides, w.padding[:2], w.dilation)
-
-
-def _plane_of_depthwise(state: State, call: Any) -> PlaneWorkload | None:  # noqa: ANN401
+def _plane_of_conv2d(state: State, call: Any) -> PlaneWorkload | ProductWorkload | None:  # noqa: ANN401
     attrs, (data, weight) = call.attrs, call.args
     constants = list(state.module["main"].params)[state.n_inputs :]
     constant = isinstance(weight, GenericConst) or any(weight.same_as(param) for param in constants)
-    shape, out = shape_of(data), shape_of(call)
-    if not constant or not int(attrs.groups) == shape[1] == out[1] or str(attrs.kernel_layout) != "OIHW":
+    if not constant or str(attrs.kernel_layout) != "OIHW":
         return None
     if any(dtype_of(item) != "float32" for item in (call, data, weight)):
         return None
-    (batch, channels, height, width), kernel = shape, _pair(shape_of(weight)[2:])
-    window = (_pair(attrs.strides), _pair(attrs.padding[:2]), _pair(attrs.dilation))
-    return PlaneWorkload("depthwise", batch, channels, height, width, out[2], out[3], kernel, *window)
+    (batch, channels, height, width), (_, out_channels, out_height, out_width) = shape_of(data), shape_of(call)
+    kernel, strides, groups = _pair(shape_of(weight)[2:]), _pair(attrs.strides), int(attrs.groups)
+    if groups == 1 and kernel == (1, 1) and not any(int(v) for v in attrs.padding):
+        sizes = (batch, channels, out_channels, height, width, out_height, out_width)
+        product = ProductWorkload(*sizes, strides)
+        return product if planes_product.default_config(product, state.target) is not None else None
+    if not groups == channels == out_channels:
+        return None
+    image, padding = (batch, channels, height, width, out_height, out_width), _pair(attrs.padding[:2])
+    plane = PlaneWorkload("depthwise", *image, kernel, strides, padding, _pair(attrs.dilation))
+    return plane if planes.supports(plane) else None
 
 
 def _pair(values: Any) -> tuple[int, int]:  # noqa: ANN401 - a sequence of numbers
@@ -89,11 +92,27 @@ def _pair(values: Any) -> tuple[int, int]:  # noqa: ANN401 - a sequence of numbe
     return first, second
 
 
-def call_plane(rewriter: Rewriter, call: Any, args: list[Any], workload: PlaneWorkload, target: Target) -> Any:  # noqa: ANN401
+def call_plane(
+    rewriter: Rewriter,
+    call: Any,  # noqa: ANN401
+    args: list[Any],
+    workload: PlaneWorkload | ProductWorkload,
+    target: Target,
+) -> Any:  # noqa: ANN401
     """Return the call of the template on a layer in NCHW."""
-    config, operands, scale = planes.default_config(workload, target), [args[0]], 1.0
-    if workload.kind == "depthwise" and (weight := rewriter.weight(args[1])) is not None:
-        base = str(getattr(args[1], "name", "weight"))
+    operands, weight = [args[0]], rewriter.weight(args[1]) if len(args) > 1 else None
+    base = str(getattr(args[-1], "name", "weight"))
+    if isinstance(workload, ProductWorkload):
+        tile = planes_product.default_config(workload, target)
+        if weight is None or tile is None:
+            return None
+        packed = planes_product.pack_weight(weight[:, :, 0, 0], tile.rows)
+        function = planes_product.primitive(workload, tile)
+        return call_function(
+            rewriter, "product_planes", function, [*operands, rewriter.add_weight(f"{base}_planes", packed)], call.ty
+        )
+    config, scale = planes.default_config(workload, target), 1.0
+    if weight is not None:
         operands.append(rewriter.add_weight(f"{base}_planes", planes.pack_weight(weight)))
     elif (pool := pool_of(call)) is not None and pool.kind == "mean":
         scales, scale = _scales(rewriter, pool)

@@ -20,6 +20,7 @@ from ingot.schedules import (
     depthwise_int8,
     generic,
     planes,
+    planes_product,
     rows,
     winograd,
     written,
@@ -51,6 +52,7 @@ TEMPLATES: dict[str, Template] = {
     "attention": Template(attention.AttentionConfig, attention.schedule, attention.finish),
     "batch_matmul": Template(batch_matmul.BatchMatmulConfig, batch_matmul.schedule, batch_matmul.finish),
     "planes": Template(planes.PlaneConfig, written.schedule, written.finish),
+    "planes_product": Template(planes_product.ProductConfig, written.schedule, written.finish),
     "rows": Template(rows.RowsConfig, rows.schedule, lambda function, *_: function),
     "winograd": Template(winograd.WinogradConfig, written.schedule, written.finish),
 }
