@@ -69,8 +69,8 @@ def test_softmax_and_normalisation(tmp_path, target):
 @pytest.mark.parametrize("kind", ["ReduceSum", "ReduceMax", "ReduceMean", "ReduceProd", "ReduceL2"])
 def test_reductions(tmp_path, target, kind):
     branches = Branches()
-    for shape in ((3, 17), (2, 5, 16), (1, 33, 7, 9), (65,)):
-        for axes in ([0], [len(shape) - 1], list(range(len(shape)))):
+    for shape in ((3, 17), (2, 5, 16), (1, 33, 7, 9), (65,), (3, 4, 33)):
+        for axes in ([0], [len(shape) - 1], list(range(len(shape))), [len(shape) - 2])[: len(shape) + 1]:
             for keep in (0, 1):
                 x = branches.input(shape)
                 if kind == "ReduceSum":
@@ -108,6 +108,9 @@ def test_moves(tmp_path, target):
     for starts, ends, axes, steps in (([1], [6], [1], [2]), ([0, 2], [3, 17], [0, 2], [1, 3]), ([-5], [-1], [2], [1])):
         operands = [branches.weight(np.array(v, np.int64)) for v in (starts, ends, axes, steps)]
         branches.output(branches.node("Slice", [branches.input((3, 7, 17)), *operands]))
+    rows = branches.weight(np.arange(40, dtype=np.int64) % 5)
+    for length in (31, 33, 64):  # rows that LLVM copies
+        branches.output(branches.node("Gather", [branches.input((5, length)), rows], axis=0))
     index = branches.weight(np.array([4, 0, 2, 2], np.int64))
     for axis in (0, 1, 2):
         branches.output(branches.node("Gather", [branches.input((5, 7, 9)), index], axis=axis))

@@ -21,6 +21,7 @@ from ingot.passes.select_products import select_products
 from ingot.passes.select_recurrent import select_recurrent
 from ingot.passes.select_rows import select_rows
 from ingot.passes.select_templates import select_templates
+from ingot.passes.select_transposes import select_transposes
 from ingot.passes.simplify import simplify
 from ingot.passes.state import Pass, State
 from ingot.passes.whole_numbers import whole_numbers
@@ -52,6 +53,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("select_products", select_products, requires=("nhwc", "constants_folded")),
     Pass("select_rows", select_rows, requires=("nhwc", "constants_folded")),
     Pass("select_recurrent", select_recurrent, requires=("nhwc", "constants_folded")),
+    Pass("select_transposes", select_transposes, requires=("nhwc", "constants_folded")),
     Pass("fuse", fuse, requires=("packed_weights",), ensures=("only_kernels",)),
     Pass("half_storage", half_storage, requires=("only_kernels",)),
     Pass("lower", lower, requires=("only_kernels",), ensures=("defined_before_use", "all_outputs_written")),

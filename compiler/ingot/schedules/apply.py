@@ -22,6 +22,7 @@ from ingot.schedules import (
     planes,
     planes_product,
     rows,
+    transpose,
     winograd,
     written,
 )
@@ -54,6 +55,7 @@ TEMPLATES: dict[str, Template] = {
     "planes": Template(planes.PlaneConfig, written.schedule, written.finish),
     "planes_product": Template(planes_product.ProductConfig, written.schedule, written.finish),
     "rows": Template(rows.RowsConfig, rows.schedule, lambda function, *_: function),
+    "transpose": Template(transpose.TransposeConfig, written.schedule, written.finish),
     "winograd": Template(winograd.WinogradConfig, written.schedule, written.finish),
 }
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import tvm_ffi
-from tvm import tirx
+from tvm import ir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
-from ingot.schedules.vector import lanes_for, largest_divisor, registers
+from ingot.schedules.vector import DTYPE_BYTES, lanes_for, largest_divisor, registers
 from ingot.target import Target
 
 # A local buffer up to this size may live on the stack of the thread that computes it.
@@ -21,6 +21,12 @@ MAX_UNROLLED = 128
 SQUARE = 16
 # Unrolled accumulators of a reduction without a template.
 REDUCTION_VECTORS = 4
+# A row of sums up to this size stays in the first-level cache while the reduction passes over it.
+ROW_BYTES = 16 * 1024
+# Rows of plain copies from this length on are left to LLVM, which makes them calls of memcpy.
+COPIED_ROW = 32
+# With fewer rows than this the contiguous axis is divided among threads too.
+MIN_ROWS = 16
 
 
 def is_reduction(sch: Any, block: Any) -> bool:  # noqa: ANN401
@@ -92,6 +98,9 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
         sch.vectorize(vector)
         sch.parallel(sch.fuse(*others, last_outer))
         return
+    if len(loops) > 1 and _count(sch, loops[:-1]) >= MIN_ROWS and _fits_rows(node, innermost, lanes, target):
+        sch.parallel(sch.fuse(*loops[:-1]))
+        return
     if lanes > 1:
         outer, inner = sch.split(last, [None, lanes])
         sch.vectorize(inner)
@@ -104,6 +113,26 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
     if chunk > 1:
         task, _ = sch.split(task, [None, chunk])
     sch.parallel(task)
+
+
+def _fits_rows(node: Any, innermost: int, lanes: int, target: Target) -> bool:  # noqa: ANN401 - a block
+    """Say whether LLVM does a contiguous axis better alone: a plain copy, or a length that no full vector divides."""
+    value = node.body.value if isinstance(node.body, tirx.BufferStore) else None
+    if (
+        not isinstance(value, ir.TensorLoad)
+        or not value.indices
+        or not value.indices[-1].same_as(node.iter_vars[-1].var)
+    ):
+        return False
+    return innermost >= COPIED_ROW or lanes < registers(target).lanes <= innermost
+
+
+def _count(sch: Any, loops: list[Any]) -> int:  # noqa: ANN401
+    """Return the iterations of a nest of loops."""
+    total = 1
+    for loop in loops:
+        total *= _extent(sch, loop)
+    return total
 
 
 def _extent(sch: Any, loop: Any) -> int:  # noqa: ANN401
@@ -159,6 +188,10 @@ def schedule_reduction(sch: Any, block: Any, target: Target) -> None:  # noqa: A
     *lead, last = spatial
     extent = int(sch.get(last).extent)
     lanes = lanes_for(target, dtype, extent)
+    ragged = lanes < registers(target).lanes <= extent and extent * DTYPE_BYTES.get(dtype, 4) <= ROW_BYTES
+    if ragged and lead and len(loops) == len(kinds) and _reads_contiguously(node):
+        _schedule_rows(sch, block, lead, reduction, last)
+        return
     if len(loops) != len(kinds) or lanes == 1 or not _reads_contiguously(node):
         consumer = _finishing_block(sch, block)
         task = sch.fuse(*spatial)
@@ -190,6 +223,20 @@ def schedule_reduction(sch: Any, block: Any, target: Target) -> None:  # noqa: A
     *_, copy_last = sch.get_loops(copy)
     _, copy_lanes = sch.split(copy_last, [None, lanes])
     sch.vectorize(copy_lanes)
+    sch.decompose_reduction(block, reduction[0])
+
+
+def _schedule_rows(sch: Any, block: Any, lead: list[Any], reduction: list[Any], last: Any) -> None:  # noqa: ANN401
+    """Schedule a reduction whose contiguous axis no full vector divides: row by row, for LLVM to vectorise.
+
+    The sums of a row are in the first-level cache; every step of the reduction adds a row to them.
+    """
+    consumer = _finishing_block(sch, block)
+    sch.reorder(*lead, *reduction, last)
+    task = sch.fuse(*lead)
+    sch.parallel(task)
+    copy = sch.cache_write(block, 0, "global") if consumer is None else consumer
+    sch.reverse_compute_at(copy, task)
     sch.decompose_reduction(block, reduction[0])
 
 
