@@ -250,7 +250,7 @@ BREAKS: dict[str, list[tuple[Callable[[], State], str]]] = {
         (in_nchw(lambda x, w: op.nn.conv2d_transpose(x, w)), "conv2d_transpose in NCHW"),
         (in_nchw(lambda x, w: op.nn.max_pool2d(op.permute_dims(x, [0, 3, 1, 2]))), "max_pool2d in NCHW"),
         (in_nchw(lambda x, w: op.nn.avg_pool2d(x, (70, 1), padding=(69, 0))), "avg_pool2d in NCHW"),
-        (in_nchw(lambda x, w: op.image.resize2d(x, (3, 3))), "resize2d in NCHW"),
+        (in_nchw(lambda x, w: op.image.resize2d(op.permute_dims(x, [0, 3, 1, 2]), (3, 3))), "resize2d in NCHW"),
     ],
     "packed_weights": [(convolutions, "conv2d operator"), (depthwise_left, "conv2d operator")],
     "only_kernels": [(operator_left, "relax.nn.relu")],

@@ -123,6 +123,20 @@ def test_products_alone(tmp_path, target):
     check(branches, tmp_path, target, PIECES)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_resizes_alone(tmp_path, target):
+    branches = Branches()
+    for i, scales in enumerate(((2, 2), (3, 1), (1, 5), (1.5, 2), (2, 2.25))):
+        for mode in ("nearest", "linear"):
+            options = {"mode": mode, "coordinate_transformation_mode": ("asymmetric", "half_pixel")[i % 2]}
+            if mode == "nearest":
+                options["nearest_mode"] = "floor"
+            x = branches.input((1 + i % 2, 5, 4, (8, 13, 7, 20, 16)[i]))
+            wanted = branches.weight(np.array([1, 1, *scales], np.float32))
+            branches.output(branches.node("Relu", [branches.node("Resize", [x, "", wanted], **options)]))
+    check(branches, tmp_path, target, PIECES)
+
+
 @st.composite
 def layers(draw):
     kernel = draw(st.sampled_from(KERNELS))

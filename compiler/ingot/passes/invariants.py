@@ -17,7 +17,7 @@ from ingot.passes.lower import Call, Lowered
 from ingot.passes.plan_memory import lifetimes
 from ingot.passes.rewriter import bindings_of, op_name, outputs_of
 from ingot.passes.state import State
-from ingot.passes.windows import moved_from_nhwc, plane_of
+from ingot.passes.windows import may_stay, moved_from_nhwc
 
 Check = Callable[[State], str | None]
 
@@ -103,7 +103,7 @@ def _nhwc(state: State) -> str | None:
             layout = str(binding.value.attrs.layout)
         else:
             continue
-        alone = plane_of(state, binding.value) and not moved_from_nhwc(made.get(binding.value.args[0]))
+        alone = may_stay(state, binding.value) and not moved_from_nhwc(made.get(binding.value.args[0]))
         if layout != "NHWC" and not alone:
             return f"{binding.var.name} is {name} in {layout}"
     return None

@@ -10,7 +10,7 @@ from tvm import relax
 from ingot.passes.conv_transpose import as_convolution
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, is_tensor, op_name, outputs_of, rebuild, shape_of
 from ingot.passes.state import State
-from ingot.passes.windows import moved_from_nhwc, plane_of
+from ingot.passes.windows import may_stay, moved_from_nhwc
 
 
 def to_last(ndim: int) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ def nhwc_layout(state: State) -> State:
     Case 5: pad and strided_slice move their dimensions.
     Case 6: a reshape that keeps batch and channels, such as [N, C, H, W] to [N, C, H * W], keeps channels last.
     Case 7: cases 2, 3 and 5 also where no operand is kept yet, but a convolution will want the result in NHWC.
-    Case 8: a pool, a depthwise or a 1x1 convolution that has a template for NCHW (`schedules.planes`,
+    Case 8: a pool, a resize, a depthwise or a 1x1 convolution that has a template for NCHW (`schedules.planes`,
             `schedules.planes_product`) stays there, if its operand is not kept and nobody wants its result in NHWC.
     Any other operator gets the NCHW form.
     """
@@ -358,7 +358,7 @@ def _planes(state: State) -> set[Any]:
     for binding in bindings_of(state.module["main"]):
         if op_name(binding.value) == "relax.dequantize":
             quantised.add(binding.var)
-        elif plane_of(state, binding.value) is not None and binding.value.args[0] not in quantised:
+        elif may_stay(state, binding.value) and binding.value.args[0] not in quantised:
             found.add(binding.value)
     return found
 

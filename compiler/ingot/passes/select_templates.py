@@ -13,7 +13,7 @@ from ingot.passes.select_integers import IntegerLayers, reads_padding_alone, sto
 from ingot.passes.state import State
 from ingot.passes.stored_weights import select_stored
 from ingot.passes.template_call import call_function, call_template
-from ingot.passes.windows import POOLS, call_plane, call_pool, plane_of, pool_of
+from ingot.passes.windows import POOLS, call_plane, call_pool, plane_of, pool_of, resize_of
 from ingot.schedules import conv2d, depthwise, resize, winograd, winograd_nests
 from ingot.target import Target
 
@@ -26,7 +26,7 @@ def select_templates(state: State) -> State:
     Case 2: depthwise conv2d (groups = channels = outputs): `schedules.depthwise`.
     Case 3: matmul with a constant 2-D right-hand side: `schedules.conv2d` as a 1x1 convolution.
     In cases 1 to 3 a dequantize before it joins the kernel: what lies in memory stays 8 bits wide.
-    Case 4: resize2d (NHWC, nearest or linear): `schedules.resize`, its tables as weights.
+    Case 4: resize2d (nearest or linear): `schedules.resize`, its tables as weights.
     Case 5: max_pool2d and avg_pool2d: `schedules.pooling`; of a dequantize TVM's own pooling, reading 8-bit data.
     Case 6: conv2d of case 1 with 3x3 windows and stride 1, where that is estimated to be faster: `schedules.winograd`.
     Case 7: conv2d, matmul and take whose weights are stored in few bits: `passes.stored_weights`.
@@ -153,25 +153,8 @@ def _matmul(
 
 def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
     """Case 4."""
-    attrs = call.attrs
-    if str(attrs.layout) != "NHWC":
-        return None
-    batch, height, width, channels = shape_of(args[0])
-    coordinates = str(attrs.coordinate_transformation_mode)
-    workload = resize.ResizeWorkload(
-        batch,
-        height,
-        width,
-        channels,
-        out_height=shape_of(call)[1],
-        out_width=shape_of(call)[2],
-        method=str(attrs.method),
-        coordinates=coordinates,
-        # No name means TVM's default.
-        rounding=str(attrs.rounding_method) or ("round" if coordinates == "align_corners" else "floor"),
-        dtype=dtype_of(call),
-    )
-    if not workload.supported or dtype_of(args[0]) != dtype_of(call):
+    workload = resize_of(call)
+    if workload is None:
         return None
     tables = [rewriter.constant(table, "resize_table") for table in resize.all_tables(workload)]
     return call_template(rewriter, "resize2d", resize.compute(workload), [args[0], *tables], call.ty)

@@ -10,7 +10,7 @@ from tvm.ir import GenericConst
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, shape_of
 from ingot.passes.state import State
 from ingot.passes.template_call import call_function, call_template
-from ingot.schedules import planes, planes_product, pooling
+from ingot.schedules import planes, planes_product, pooling, resize
 from ingot.schedules.planes import PlaneWorkload
 from ingot.schedules.planes_product import ProductWorkload
 from ingot.schedules.pooling import PoolWorkload
@@ -90,6 +90,39 @@ def _plane_of_conv2d(state: State, call: Any) -> PlaneWorkload | ProductWorkload
 def _pair(values: Any) -> tuple[int, int]:  # noqa: ANN401 - a sequence of numbers
     first, second = (int(v) for v in values)
     return first, second
+
+
+def resize_of(call: Any) -> resize.ResizeWorkload | None:  # noqa: ANN401
+    """Return what a call of resize2d computes, NCHW or NHWC; None for another call, or one that has no template."""
+    if op_name(call) != "relax.image.resize2d" or dtype_of(call.args[0]) != dtype_of(call):
+        return None
+    attrs = call.attrs
+    layout, coordinates = str(attrs.layout), str(attrs.coordinate_transformation_mode)
+    if layout not in ("NCHW", "NHWC"):
+        return None
+    size, out = (dict(zip(layout, shape_of(item), strict=True)) for item in (call.args[0], call))
+    workload = resize.ResizeWorkload(
+        batch=size["N"],
+        height=size["H"],
+        width=size["W"],
+        channels=size["C"],
+        out_height=out["H"],
+        out_width=out["W"],
+        method=str(attrs.method),
+        coordinates=coordinates,
+        # No name means TVM's default.
+        rounding=str(attrs.rounding_method) or ("round" if coordinates == "align_corners" else "floor"),
+        dtype=dtype_of(call),
+        layout=layout,
+    )
+    return workload if workload.supported else None
+
+
+def may_stay(state: State, call: Any) -> bool:  # noqa: ANN401
+    """Say whether a layer in NCHW has a template there."""
+    if plane_of(state, call) is not None:
+        return True
+    return state.precision == "fp32" and resize_of(call) is not None and str(call.attrs.layout) == "NCHW"
 
 
 def call_plane(

@@ -70,6 +70,13 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
     node = sch.get(block)
     out = node.writes[0].source
     innermost = int(sch.get(loops[-1]).extent)
+    if len(loops) == len(node.iter_vars) > 1 and (times := _repeats(node)):
+        *others, last = loops
+        if innermost % times == 0 and times <= MAX_UNROLLED:
+            _, inner = sch.split(last, [None, times])
+            sch.unroll(inner)  # LLVM interleaves the copies of a vector
+        sch.parallel(sch.fuse(*others))
+        return
     flat = all([int(d) for d in region.source.shape] == [int(d) for d in out.shape] for region in node.reads)
     dtype = str(out.dtype)
     lanes = lanes_for(target, dtype, innermost)
@@ -113,6 +120,20 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
     if chunk > 1:
         task, _ = sch.split(task, [None, chunk])
     sch.parallel(task)
+
+
+def _repeats(node: Any) -> int:  # noqa: ANN401 - a block
+    """Return how often a block that only moves data reads each element along its last axis, 1 if a table says which.
+
+    0 for all other blocks.
+    """
+    value = node.body.value if isinstance(node.body, tirx.BufferStore) else None
+    if not isinstance(value, ir.TensorLoad) or not value.indices:
+        return 0
+    last = value.indices[-1]
+    if isinstance(last, tirx.FloorDiv) and last.a.same_as(node.iter_vars[-1].var) and isinstance(last.b, tirx.IntImm):
+        return int(last.b)
+    return 1 if isinstance(last, ir.TensorLoad) and last.indices[-1].same_as(node.iter_vars[-1].var) else 0
 
 
 def _fits_rows(node: Any, innermost: int, lanes: int, target: Target) -> bool:  # noqa: ANN401 - a block

@@ -1,7 +1,8 @@
-"""Nearest and bilinear resize of NHWC images: source indices and weights are tables made at compile time.
+"""Nearest and bilinear resize of images: source indices and weights are tables made at compile time.
 
 TVM's definition computes a floor, a clamp and a division for every element of every channel; here each output row
-and column looks its source up, and the channels are a plain vector loop.
+and column looks its source up. In NHWC the channels are a plain vector loop; in NCHW, for a resize that no NHWC layer
+stands next to, nothing is transposed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ COORDINATES = ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel"
 
 @dataclass(frozen=True)
 class ResizeWorkload:
-    """A resize of [batch, height, width, channels] to [batch, out_height, out_width, channels].
+    """A resize of [batch, height, width, channels] to [batch, out_height, out_width, channels], or of NCHW images.
 
     method: "linear" or "nearest_neighbor". coordinates: a name of COORDINATES (ONNX Resize's
     coordinate_transformation_mode). rounding: ONNX's nearest_mode, TVM's names.
@@ -41,6 +42,7 @@ class ResizeWorkload:
     coordinates: str
     rounding: str
     dtype: str
+    layout: str = "NHWC"
 
     @property
     def supported(self) -> bool:
@@ -80,35 +82,71 @@ def tables(size: int, out_size: int, workload: ResizeWorkload) -> list[np.ndarra
 
 
 def all_tables(workload: ResizeWorkload) -> list[np.ndarray]:
-    """Return the tables of the rows, then those of the columns: the operands of `compute` after the image."""
+    """Return the tables of the rows, then those of the columns: the operands of `compute` after the image.
+
+    Where every row and column is repeated equally often, there are none.
+    """
+    if factors(workload) is not None:
+        return []
     return [
         *tables(workload.height, workload.out_height, workload),
         *tables(workload.width, workload.out_width, workload),
     ]
 
 
+def factors(workload: ResizeWorkload) -> tuple[int, int] | None:
+    """Return how often nearest repeats each row and each column, if that is the same everywhere."""
+    w = workload
+    found = []
+    for size, out_size in ((w.height, w.out_height), (w.width, w.out_width)):
+        if w.method != "nearest_neighbor" or out_size % size:
+            return None
+        found.append(out_size // size)
+        if not np.array_equal(tables(size, out_size, w)[0], np.arange(out_size) // found[-1]):
+            return None
+    return found[0], found[1]
+
+
 def compute(workload: ResizeWorkload) -> list[Any]:
     """Return the TE tensors [image, *tables, output]."""
     w = workload
-    image = te.placeholder((w.batch, w.height, w.width, w.channels), w.dtype, name="image")
+    sizes = {"N": w.batch, "H": w.height, "W": w.width, "C": w.channels}
+    image = te.placeholder([sizes[axis] for axis in w.layout], w.dtype, name="image")
     arrays = all_tables(w)
     places = [te.placeholder(a.shape, str(a.dtype), name=f"table{i}") for i, a in enumerate(arrays)]
-    shape = (w.batch, w.out_height, w.out_width, w.channels)
+    shape = [(sizes | {"H": w.out_height, "W": w.out_width})[axis] for axis in w.layout]
+
+    def load(at: dict[str, Any], y: Any, x: Any) -> Any:  # noqa: ANN401 - TE expressions
+        place = at | {"H": y, "W": x}
+        return image(*(place[axis] for axis in w.layout))
+
+    if (repeats := factors(w)) is not None:
+        fy, fx = repeats
+
+        def repeat(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
+            at = dict(zip(w.layout, i, strict=True))
+            return load(at, at["H"] // fy, at["W"] // fx)
+
+        return [image, te.compute(shape, repeat, name="resize")]
     if w.method == "nearest_neighbor":
         rows, columns = places
-        out = te.compute(shape, lambda n, y, x, c: image[n, rows[y], columns[x], c], name="resize")
-        return [image, *places, out]
+
+        def nearest(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
+            at = dict(zip(w.layout, i, strict=True))
+            return load(at, rows[at["H"]], columns[at["W"]])
+
+        return [image, *places, te.compute(shape, nearest, name="resize")]
     row0, row1, row_weight, col0, col1, col_weight = places
 
-    def linear(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
-        top = (
-            image[n, row0[y], col0[x], c]
-            + (image[n, row0[y], col1[x], c] - image[n, row0[y], col0[x], c]) * (col_weight[x])
-        )
-        bottom = (
-            image[n, row1[y], col0[x], c]
-            + (image[n, row1[y], col1[x], c] - image[n, row1[y], col0[x], c]) * (col_weight[x])
-        )
-        return top + (bottom - top) * row_weight[y]
+    def linear(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
+        at = dict(zip(w.layout, i, strict=True))
+        y, x = at["H"], at["W"]
+
+        def along(row: Any) -> Any:  # noqa: ANN401 - TE expressions
+            left = load(at, row, col0[x])
+            return left + (load(at, row, col1[x]) - left) * col_weight[x]
+
+        top = along(row0[y])
+        return top + (along(row1[y]) - top) * row_weight[y]
 
     return [image, *places, te.compute(shape, linear, name="resize")]
