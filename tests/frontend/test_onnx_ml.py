@@ -114,6 +114,23 @@ def _svm(kind: str, **more: Any) -> Case:
     return "SVMRegressor", ("x",), {**attributes, **more}, 1
 
 
+def _svm_classifier(counts: list[int], kind: str = "RBF", probable: bool = False, **more: Any) -> Case:
+    classes, total = len(counts), sum(counts)
+    pairs = classes * (classes - 1) // 2
+    attributes = {
+        "kernel_type": kind,
+        "kernel_params": [0.3, 0.1, 2.0],
+        "support_vectors": _floats(total, _FEATURES),
+        "vectors_per_class": counts,
+        "coefficients": _floats(classes - 1, total),
+        "rho": [value / 10 for value in _floats(pairs)],
+        "classlabels_ints": [5, 9, -4, 2][:classes],
+    }
+    if probable:
+        attributes |= {"prob_a": [-1 - abs(value) for value in _floats(pairs)], "prob_b": _floats(pairs)}
+    return "SVMClassifier", ("x",), {**attributes, **more}, 2
+
+
 FAMILIES: dict[str, list[Case]] = {
     "features": [
         ("Scaler", ("x",), {"offset": _floats(_FEATURES), "scale": _floats(_FEATURES)}, 1),
@@ -159,6 +176,8 @@ FAMILIES: dict[str, list[Case]] = {
             for classes, scores in ((2, 1), (2, 2), (3, 3))
             for name in ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO")
         ),
+    ],
+    "vectors": [
         *(_svm(kind) for kind in ("LINEAR", "RBF", "POLY", "SIGMOID")),
         _svm("RBF", one_class=1),
         (
@@ -172,6 +191,23 @@ FAMILIES: dict[str, list[Case]] = {
                 "kernel_params": [0.0, 0.0, 0.0],
             },
             1,
+        ),
+        *(_svm_classifier([4, 3], post_transform=name) for name in ("NONE", "LOGISTIC")),
+        _svm_classifier([4, 3], "POLY", probable=True),
+        *(_svm_classifier([2, 3, 1, 4], post_transform=name) for name in ("NONE", "SOFTMAX")),
+        _svm_classifier([2, 3, 1, 4], "LINEAR", probable=True),
+        _svm_classifier([3, 2, 2], probable=True),
+        (
+            "SVMClassifier",
+            ("x",),
+            {
+                "coefficients": _floats(3, _FEATURES),
+                "rho": [0.3],
+                "kernel_type": "LINEAR",
+                "kernel_params": [0.0, 0.0, 0.0],
+                "classlabels_ints": [3, 1, 2],
+            },
+            2,
         ),
     ],
     "trees": [

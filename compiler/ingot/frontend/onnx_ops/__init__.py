@@ -37,6 +37,7 @@ _FAMILIES = (
     "search",
     "shape",
     "signal",
+    "support_vectors",
     "ngrams",
     "trees",
     "windows",
