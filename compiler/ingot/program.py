@@ -98,10 +98,10 @@ class Batch:
 class Program:
     """A whole lowered model. `objects` holds relocatable ELF objects with all kernels; `llvm_ir` their LLVM text.
 
-    `state_bytes` is the size of each of the two halves of an instance's state; `initial_state` the offset in the
-    weights of what the first run finds, None for zeros. `counters` gives the offset in a half of each counter, by its
-    number among the model's outputs. `buckets` are programs for smaller inputs, on the same weights and arena; with a
-    `batch` for fewer of its items.
+    `integer_macs` of the `macs` multiply-adds are on integers. `state_bytes` is the size of each of the two halves of
+    an instance's state; `initial_state` the offset in the weights of what the first run finds, None for zeros.
+    `counters` gives the offset in a half of each counter, by its number among the model's outputs. `buckets` are
+    programs for smaller inputs, on the same weights and arena; with a `batch` for fewer of its items.
     """
 
     steps: tuple[Step | CopyStep, ...]
@@ -109,6 +109,7 @@ class Program:
     weights: bytes
     arena_bytes: int
     macs: int
+    integer_macs: int = 0
     state_bytes: int = 0
     initial_state: int | None = None
     counters: Mapping[int, int] = field(default_factory=dict)

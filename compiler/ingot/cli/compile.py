@@ -243,6 +243,13 @@ def _save(artifact: Artifact, emit: str, paths: Sequence[Path]) -> None:
         raise
 
 
+def _integers(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """What share of the work is done on integers, if any is."""
+    if not meta["integer_macs"]:
+        return []
+    return [("integers", f"{100 * meta['integer_macs'] / meta['macs']:.3g} % of the multiply-adds")]
+
+
 def _summarise(
     artifact: Artifact, model: Path, paths: Sequence[Path], emit: str, explain: str | None, *, named: bool
 ) -> None:
@@ -259,6 +266,7 @@ def _summarise(
         ("RAM", f"{size(meta['memory_bytes'])} for each instance, of which {size(meta['arena_bytes'])} arena"),
         ("work", f"{meta['kernels']} kernels in {meta['steps']} steps, {number(meta['macs'])} multiply-adds"),
         ("precision", precision_words(meta)),
+        *_integers(meta),
         ("selftest", "stored" if meta["selftest"] else "none"),
     ]
     facts(out, rows)

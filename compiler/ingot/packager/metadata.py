@@ -199,6 +199,7 @@ def build_metadata(
         "kernels": len(program.kernels),
         "steps": len(program.steps),
         "macs": program.macs,
+        "integer_macs": program.integer_macs,
         "selftest": has_selftest,
     }
 

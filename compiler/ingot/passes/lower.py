@@ -11,6 +11,7 @@ from tvm import relax, s_tir, tirx
 from tvm.ir import GenericConst
 
 from ingot.errors import CompilerError
+from ingot.passes.multiplications import multiply_adds
 from ingot.passes.rewriter import bindings_of, dtype_of, op_name, outputs_of, shape_of
 from ingot.passes.state import State
 from ingot.schedules.apply import schedule_function
@@ -67,10 +68,11 @@ class Copy:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The program before memory planning: calls in order over values."""
+    """The program before memory planning: calls in order over values; multiply-adds on integers and on others."""
 
     calls: tuple[Call | Copy, ...]
     kernels: tuple[RawKernel, ...]
+    multiply_adds: tuple[int, int] = (0, 0)
 
 
 def lower(state: State) -> State:
@@ -103,6 +105,8 @@ class _Lowering:
         self.hashes: dict[int, list[tuple[Any, str]]] = {}
         self.calls: list[Call | Copy] = []
         self.count = 0
+        self.multiply_adds = (0, 0)
+        self.work: dict[str, tuple[int, int]] = {}
         self.constants: dict[bytes, Value] = {}
 
     def value(self, kind: str, shape: tuple[int, ...], dtype: str, **more: Any) -> Value:  # noqa: ANN401
@@ -130,7 +134,7 @@ class _Lowering:
                 spec = state.imported.outputs[i]
                 destination = self.value("output", tuple(spec.shape), source.dtype, index=i)
                 self.calls.append(Copy(source, destination, f"output {i}"))
-        return Lowered(tuple(self.calls), tuple(self.kernels))
+        return Lowered(tuple(self.calls), tuple(self.kernels), self.multiply_adds)
 
     def _reserve_outputs(self, main: Any, outputs: list[Any]) -> None:  # noqa: ANN401
         """Let the call that makes an output write straight into it, also through reshapes."""
@@ -188,6 +192,9 @@ class _Lowering:
         function = self.state.module[gvar]
         if name not in self.by_function:
             self.by_function[name] = self._kernels_of(name, function)
+            self.work[name] = multiply_adds(function)
+        whole, real = self.work[name]
+        self.multiply_adds = (self.multiply_adds[0] + whole, self.multiply_adds[1] + real)
         params = list(function.params)
         place: dict[Any, Value] = {}
         scheduled = self.prepared[name][0]

@@ -169,6 +169,12 @@ def place_interface(imported: Imported) -> Interface:
     return Interface(places, len(image), image if any(image) else b"", counters)
 
 
+def _of_integers(state: State) -> int:
+    """Return how many of the model's multiply-adds are of integers: the share that the kernels execute so."""
+    whole, real = state.lowered.multiply_adds
+    return round(state.macs * whole / max(whole + real, state.macs, 1))
+
+
 def plan_memory(state: State) -> State:
     """Give every intermediate tensor an offset in one arena, and every weight an offset in one blob.
 
@@ -217,6 +223,7 @@ def plan_memory(state: State) -> State:
         weights=weights,
         arena_bytes=arena,
         macs=state.macs,
+        integer_macs=_of_integers(state),
         state_bytes=interface.half,
         initial_state=initial_state,
         counters=interface.counters,
