@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,12 @@ def _onnxruntime(model: Path, threads: int, inputs: dict[str, Array]) -> Callabl
     return create
 
 
-def _litert(model: Path, threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
-    from ai_edge_litert.interpreter import Interpreter
+def _litert(model: Path, threads: int, inputs: dict[str, Array], kernels: str = "AUTO") -> Callable[[], Runner]:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     def create() -> Runner:
-        net = Interpreter(model_path=str(model), num_threads=threads)
+        kind = getattr(OpResolverType, kernels)
+        net = Interpreter(model_path=str(model), num_threads=threads, experimental_op_resolver_type=kind)
         # By place: LiteRT lists tensors in the model's order, and two of them may have one name.
         slots = net.get_input_details()
         for slot, array in zip(slots, inputs.values(), strict=True):
@@ -111,6 +113,7 @@ ENGINES: dict[str, Callable[[Path, int, dict[str, Array]], Callable[[], Runner]]
     "ingot": _ingot,
     "onnxruntime": _onnxruntime,
     "litert": _litert,
+    "litert-reference": functools.partial(_litert, kernels="BUILTIN_REF"),
     "reference": _reference,
     "openvino": _openvino("f32"),
     "openvino-default": _openvino(""),
@@ -119,12 +122,18 @@ ENGINES: dict[str, Callable[[Path, int, dict[str, Array]], Callable[[], Runner]]
 PACKAGES = {
     "onnxruntime": "onnxruntime",
     "litert": "ai-edge-litert",
+    "litert-reference": "ai-edge-litert",
     "reference": "onnx",
     "openvino": "openvino",
     "openvino-default": "openvino",
 }
 
 
-def engines_for(source_format: str) -> Sequence[str]:
-    """Engines that can judge a model of a format, the best first."""
+def engines_for(source_format: str, *, quantized: bool = False) -> Sequence[str]:
+    """Engines that can judge a model of a format, the best first.
+
+    A quantised TFLite model is judged by LiteRT's reference kernels: its default ones round otherwise.
+    """
+    if source_format == "tflite" and quantized:
+        return ("litert-reference", "litert")
     return ("litert",) if source_format == "tflite" else ("onnxruntime", "reference")

@@ -128,7 +128,7 @@ def command(
         buckets = [] if place == "qemu" else _few(meta["shapes"])
         count, samples = stack.enter_context(_samples(inputs, buckets, data, seed))
         judged = stack.enter_context(_part(model, meta, [*(spec.name for spec in inputs), *(n for _, n, _ in fixed)]))
-        judge = stack.enter_context(_Judge(judged, source_format))
+        judge = stack.enter_context(_Judge(judged, source_format, quantized=_source_is_quantized(meta)))
         for feeds, found in run(samples):
             every = judge.outputs(source_inputs(feeds, [*bound, *states]))
             kept = [entry["output_position"] for entry in meta["states"] if entry["in_source"]]
@@ -338,11 +338,17 @@ def _in_shapes(specs: Sequence[TensorSpec], shapes: Sequence[Sequence[int]]) -> 
     ]
 
 
+def _source_is_quantized(meta: dict[str, Any]) -> bool:
+    """Whether the model was quantised before ingot read it: it multiplies integers, and nobody asked for that."""
+    return bool(meta["precision"] == "fp32" and meta.get("integer_macs", 0))
+
+
 class _Judge:
     """The best engine that is installed and takes the model, started with the first sample."""
 
-    def __init__(self, model: Path, source_format: str) -> None:
+    def __init__(self, model: Path, source_format: str, *, quantized: bool) -> None:
         self.engine = ""
+        self._quantized = quantized
         self._model, self._format = model, source_format
         self._peer: Peer | None = None
         self._shapes: list[tuple[int, ...]] = []
@@ -371,7 +377,7 @@ class _Judge:
         from ingot.cli.peers import peers
 
         failure: RunError | ToolchainError | None = None
-        for engine in engines_for(self._format):
+        for engine in engines_for(self._format, quantized=self._quantized):
             try:
                 (peer,) = self._stack.enter_context(peers([(engine, self._model)], 1, [feeds]))
             except (RunError, ToolchainError) as error:

@@ -172,7 +172,8 @@ def place_interface(imported: Imported) -> Interface:
 def _of_integers(state: State) -> int:
     """Return how many of the model's multiply-adds are of integers: the share that the kernels execute so."""
     whole, real = state.lowered.multiply_adds
-    return round(state.macs * whole / max(whole + real, state.macs, 1))
+    share: float = whole / max(whole + real, state.macs, 1)
+    return round(state.macs * share)
 
 
 def plan_memory(state: State) -> State:
