@@ -263,21 +263,20 @@ def main() -> int:
     parser.add_argument("--least", type=int, default=16, help="multiplications that make a loop worth a look")
     options = parser.parse_args()
     peers = json.loads((HERE / "arm_peers.json").read_text())
-    estimates = []
+    estimates: list[Estimate] = []
     try:
         for model in options.models:
             for name in options.targets.split(","):
                 estimates.append(estimate(model, load_target(name), options.least))
                 print(table(estimates[-1:], peers).splitlines()[2], file=sys.stderr, flush=True)
+            if options.write is not None:  # after each model, as many take long
+                done = " ".join(path.name for path in options.models[: options.models.index(model) + 1])
+                command = f"scripts/arm_estimates --targets {options.targets} {done}"
+                options.write.write_text(page(table(estimates, peers), command, peers["measured"]))
     except IngotError as error:
         print(error, file=sys.stderr)
         return 2
-    text = table(estimates, peers)
-    print(text)
-    if options.write is not None:
-        models = " ".join(model.name for model in options.models)
-        command = f"scripts/arm_estimates --targets {options.targets} {models}"
-        options.write.write_text(page(text, command, peers["measured"]))
+    print(table(estimates, peers))
     return 0
 
 

@@ -441,7 +441,10 @@ def schedule(
     if config.order == CHANNELS_INNER and window is None:
         order, columns = [*rows, *columns, c_tiles], []
     sch.reorder(*order, *columns, *grouped, *inner, c_inner)
-    c_registers, c_lanes = sch.split(c_inner, [None, min(lanes, out_channels & -out_channels)])
+    narrow = str(sch.get(output).writes[0].source.dtype) in ("int8", "uint8") and target.arch == "aarch64"
+    # NEON narrows four registers of sums to one of bytes at once (sqxtn), if they are one vector.
+    widest = min(4 * lanes, config.block & -config.block) if narrow else lanes
+    c_registers, c_lanes = sch.split(c_inner, [None, min(widest, out_channels & -out_channels)])
     # Everything above the tile can run in parallel; tiles at the borders of a row are compiled apart.
     task = sch.fuse(*order) if window is not None else sch.fuse(*order, *columns)
     tile = columns[0] if window is not None else task

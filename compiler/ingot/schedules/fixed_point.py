@@ -56,7 +56,52 @@ def lower(function: Any, target: Target) -> Any:  # noqa: ANN401 - a lowered, ve
             return high_multiply(x, multiplier) if lanes == 1 else _in_64_bits(x, multiplier, lanes)
         return _on_neon(x, multiplier, lanes, intrinsic) if intrinsic else _by_halves(x, multiplier, lanes)
 
-    return tvm_ffi.structural_map(function, [(ir.Call, call)])
+    lowered = tvm_ffi.structural_map(function, [(ir.Call, call)])
+    if target.arch != "aarch64" or not intrinsic:
+        return lowered
+    return tvm_ffi.structural_map(lowered, [(tirx.Cast, _saturate)])
+
+
+def _saturate(expr: Any) -> Any:  # noqa: ANN401
+    """Return a cast of clipped int32 vectors to bytes by NEON's narrowing with saturation, and the rest of the clip."""
+    kind, _, lanes = str(expr.ty.dtype).partition("x")
+    if kind not in ("int8", "uint8") or lanes not in ("8", "16") or str(expr.value.ty.dtype) != f"int32x{lanes}":
+        return expr
+    limits = {"int8": (-128, 127), "uint8": (0, 255)}[kind]
+    value, (low, high) = _unclipped(expr.value, limits)
+    if low < limits[0] or high > limits[1] or value is expr.value:
+        return expr
+    count = int(lanes)
+    narrow = _narrow("llvm.aarch64.neon.sqxtn.v4i16", "int16", count, 4, value, "int32")
+    last = "llvm.aarch64.neon.sqxtn.v8i8" if kind == "int8" else "llvm.aarch64.neon.sqxtun.v8i8"
+    result = _narrow(last, kind, count, 8, narrow, "int16")
+    if low > limits[0]:
+        result = tirx.Max(result, tirx.Broadcast(tirx.const(low, kind), count))
+    if high < limits[1]:
+        result = tirx.Min(result, tirx.Broadcast(tirx.const(high, kind), count))
+    return result
+
+
+def _unclipped(value: Any, limits: tuple[int, int]) -> tuple[Any, tuple[int, int]]:  # noqa: ANN401
+    """Return what is clipped by constants, and to what: nothing unless both limits are there."""
+    low, high = limits[0] - 1, limits[1] + 1
+    inner = value
+    while isinstance(inner, tirx.Min | tirx.Max):
+        if not (isinstance(inner.b, tirx.Broadcast) and isinstance(inner.b.value, tirx.IntImm)):
+            break
+        limit = int(inner.b.value)
+        low, high = (low, min(high, limit)) if isinstance(inner, tirx.Min) else (max(low, limit), high)
+        inner = inner.a
+    return (inner, (low, high)) if low >= limits[0] and high <= limits[1] else (value, limits)
+
+
+def _narrow(intrinsic: str, kind: str, lanes: int, step: int, value: Any, wide: str) -> Any:  # noqa: ANN401
+    """Return `lanes` values narrowed `step` at a time."""
+    if lanes == step:
+        return tirx.call_llvm_pure_intrin(f"{kind}x{step}", intrinsic, value)
+    half = lanes // 2
+    parts = [side(f"{wide}x{half}", value) for side in (T.vectorlow, T.vectorhigh)]
+    return T.vectorcombine(f"{kind}x{lanes}", *(_narrow(intrinsic, kind, half, step, part, wide) for part in parts))
 
 
 def _in_64_bits(x: Any, m: Any, lanes: int) -> Any:  # noqa: ANN401
