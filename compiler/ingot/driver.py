@@ -60,6 +60,7 @@ def compile(
     log: str | os.PathLike[str] | None = None,
     threads: int = 1,
     keep_going: bool = False,
+    pad: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     print_ir_after: Collection[str] = (),
     show_ir: Callable[[str, str], None] | None = None,
@@ -89,6 +90,8 @@ def compile(
     threads:   how many threads the model will mostly run on; of use only to choose among measured configs.
     keep_going: of a model with nodes that cannot be compiled, compile the largest part without them: its outputs are
                those that need none of them, and the tensors they would have read. The metadata's "cut" names them.
+    pad:       values by input name: inputs smaller than a bucket are filled up with them to the smallest bucket they
+               fit into, and outputs are cut back; refused if that changes what the model computes.
     progress:  called with (stage, number done, number of stages).
     print_ir_after, show_ir: `show_ir(step, text)` gets the program after each named step.
 
@@ -98,6 +101,7 @@ def compile(
     from ingot.frontend.shapes import batch_range
     from ingot.packager.artifact import package
     from ingot.packager.buckets import join, spread
+    from ingot.packager.pad import with_padding
     from ingot.packager.selftest import build_selftest
     from ingot.passes.pipeline import run
     from ingot.passes.state import State
@@ -111,7 +115,7 @@ def compile(
     counts: list[int] = []
     shared: tuple[bool, ...] = ()
     if sizes is not None:
-        if precision != "fp32" or keep_going:
+        if precision != "fp32" or weights is not None or keep_going:
             allowed = "float32, or layers that are quantised in the model, of whole models"
             raise OptionError("a range of batches does not go together with this", where="shape", allowed=allowed)
         models, counts, shared = _batch(path, shape or {}, bind, state, sizes, board)
@@ -142,6 +146,10 @@ def compile(
         programs.append(_generate(planned))
         notices += (notice for notice in (*model.notices, *planned.notices) if notice not in notices)
     program = join(programs, models)
+    if pad:
+        if sizes is not None or keep_going:
+            raise OptionError("padding does not go together with a range of batches or a part of a model", where="pad")
+        program = with_padding(program, models, pad, Path(path))
     if sizes is not None:
         program, imported = spread(program, imported, sizes, counts, shared)
     if measured.counts.skipped:

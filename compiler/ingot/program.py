@@ -95,13 +95,29 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """Inputs that may be smaller than a bucket: they are filled up in the arena, and outputs are cut back.
+
+    sizes: of the buckets, in order, and last of the program's own steps. values: for each of the caller's inputs what
+    it is filled with, None for one that is the same in all buckets. axes: of inputs, then outputs, the one axis along
+    which their size differs, None for those that are the same. places: where in the arena they are, by the same order.
+    """
+
+    sizes: tuple[int, ...]
+    values: tuple[float | None, ...]
+    axes: tuple[int | None, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """A whole lowered model. `objects` holds relocatable ELF objects with all kernels; `llvm_ir` their LLVM text.
 
     `integer_macs` of the `macs` multiply-adds are on integers. `state_bytes` is the size of each of the two halves of
     an instance's state; `initial_state` the offset in the weights of what the first run finds, None for zeros.
     `counters` gives the offset in a half of each counter, by its number among the model's outputs. `buckets` are
-    programs for smaller inputs, on the same weights and arena; with a `batch` for fewer of its items.
+    programs for smaller inputs, on the same weights and arena; with a `batch` for fewer of its items. With `pad`,
+    sizes between those of the buckets are filled up.
     """
 
     steps: tuple[Step | CopyStep, ...]
@@ -115,6 +131,7 @@ class Program:
     counters: Mapping[int, int] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()
     batch: Batch | None = None
+    pad: Pad | None = None
     llvm_ir: str = field(repr=False, default="")
     relax: str = field(repr=False, default="")
 

@@ -15,6 +15,7 @@ from ingot.cli.options import (
     PATH,
     bind_option,
     parse_binds,
+    parse_pads,
     parse_shapes,
     parse_states,
     shape_option,
@@ -81,6 +82,13 @@ _STAGES = {
     is_flag=True,
     help="Compile the largest part of a model that cannot be compiled whole; ends with 1 if something is missing.",
 )
+@click.option(
+    "--pad",
+    "pads",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Fill an input up to the size of a bucket with this number, where that changes nothing. Repeatable.",
+)
 @click.option("--no-selftest", is_flag=True, help="Store no expected outputs in the library.")
 @click.option("--print-ir-after", "print_after", multiple=True, metavar="STEP", help="Print the program after a step.")
 @click.option("--stop-after", metavar="STEP", help="Write the program after a step, and stop there.")
@@ -101,6 +109,7 @@ def command(
     log: Path | None,
     threads: int,
     keep_going: bool,
+    pads: Sequence[str],
     no_selftest: bool,
     print_after: Sequence[str],
     stop_after: str | None,
@@ -141,6 +150,7 @@ def command(
             log=log,
             threads=threads,
             keep_going=keep_going,
+            pad=parse_pads(pads),
             progress=progress,
             print_ir_after=print_after,
             show_ir=lambda step, text: click.echo(f"# after {step}\n{text}\n"),

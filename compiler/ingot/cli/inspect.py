@@ -185,7 +185,8 @@ def _other_shapes(meta: dict[str, Any]) -> list[tuple[str, str]]:
     if batch is not None:
         parts = ", ".join(map(str, batch["programs"]))
         return [("batch", f"{batch['smallest']} to {batch['largest']} items, in parts of {parts}")]
-    return [("also takes", ", ".join(map(str, bucket["inputs"]))) for bucket in meta["shapes"]]
+    rows = [("also takes", ", ".join(map(str, bucket["inputs"]))) for bucket in meta["shapes"]]
+    return rows if len(rows) <= 16 else [rows[0], ("", f"{len(rows) - 2} more"), rows[-1]]
 
 
 def _bound(entry: dict[str, Any]) -> str:

@@ -117,6 +117,21 @@ def parse_binds(values: Sequence[str]) -> dict[str, Any]:
     return binds
 
 
+def parse_pads(values: Sequence[str]) -> dict[str, float]:
+    """Read `--pad` values to numbers by input name. Raises OptionError for one that cannot be read."""
+    pads: dict[str, float] = {}
+    for value in values:
+        name, equals, text = value.rpartition("=")
+        found = _numbers(text.strip()) if equals and name and name not in pads else None
+        if not isinstance(found, (int, float)):
+            example = "for example: --pad ids=0 --pad mask=0"
+            raise OptionError(
+                "a --pad cannot be read, or is given twice", "--pad", repr(value[:80]), "NAME=NUMBER", example
+            )
+        pads[name] = found
+    return pads
+
+
 def parse_states(values: Sequence[str]) -> dict[str, Any]:
     """Read `--state` values: an output, or (output, first value), by input. Raises OptionError or InputError."""
     from ingot.arrays import load_any

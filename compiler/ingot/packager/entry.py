@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -239,17 +240,18 @@ static const rt_bucket rt_buckets[] = {{{{{names}, output_infos, rt_forward}}}};
         name = f"shapes_{number}"
         for side, infos in zip(("inputs", "outputs"), specs, strict=True):
             tables.append(_tensor_table(f"{name}_{side}", infos))
-        forward = f"bucket_{number}_forward" if batch is None else "batch_forward"
-        rows.append(f"    {{{name}_inputs, {name}_outputs, {forward}}},\n")
+        rows.append(f"    {{{name}_inputs, {name}_outputs, {_forward_name(program, number)}}},\n")
         sizes.append(_shapes_text(specs[0]))
     sizes.append(_shapes_text(inputs))
     if batch is not None:
         span = f"{batch.smallest}..{batch.largest}"
         sizes = [_shapes_text(inputs, [None if same else span for same in batch.shared])]
+    if program.pad is not None:
+        sizes = ["fill them up to these, or to fewer along the same axis: " + sizes[-1]]
     text = "; ".join(sizes)
-    rows.append(f"    {{{names}, output_infos, {'rt_forward' if batch is None else 'batch_forward'}}},\n")
+    rows.append(f"    {{{names}, output_infos, {_forward_name(program, None)}}},\n")
     return f"""\
-{"".join(tables)}{_batch(program, imported)}
+{"".join(tables)}{_batch(program, imported)}{_pad(program, imported)}
 #define RT_SIZES {c_string(f"the inputs have none of the compiled shapes: {text}")}
 static const rt_bucket rt_buckets[] = {{
 {"".join(rows)}}};
@@ -279,6 +281,77 @@ def _shapes_text(specs: Sequence[TensorSpec], spans: Sequence[str | None] | None
         dims = list(map(str, spec.shape)) if span is None else [span, *map(str, spec.shape[1:])]
         texts.append(f"{spec.name} [{','.join(dims)}]")
     return ", ".join(texts)
+
+
+def _forward_name(program: Program, number: int | None) -> str:
+    """The function that runs one of the sets of shapes; None stands for the largest."""
+    if program.batch is not None:
+        return "batch_forward"
+    if program.pad is not None:
+        return "pad_forward"
+    return "rt_forward" if number is None else f"bucket_{number}_forward"
+
+
+def _pad(program: Program, imported: Imported) -> str:
+    """The function that runs inputs of any size in the smallest bucket they fit into, filled up in the arena."""
+    pad = program.pad
+    if pad is None:
+        return ""
+    names = [*(f"bucket_{number}_forward" for number in range(len(program.buckets))), "rt_forward"]
+    values = [*pad.values, *[None] * len(imported.user_outputs)]
+    rows = []
+    for spec, axis, value, place in zip(
+        (*imported.user_inputs, *imported.user_outputs), pad.axes, values, pad.places, strict=True
+    ):
+        width = DTYPES[spec.dtype][1]
+        shape = spec.shape if axis is not None else ()
+        outer, inner = prod(shape[:axis]), prod(shape[(axis or 0) + 1 :]) * width if axis is not None else 0
+        data = np.array(value or 0).astype(spec.dtype if spec.dtype != "bfloat16" else "uint16").tobytes()
+        octets = ", ".join(map(str, data))
+        rows.append(f"        {{{outer}, {inner}, {place}, {width}, {{{octets}}}}},\n")
+    first = next(i for i, axis in enumerate(pad.axes) if axis is not None)
+    return f"""
+/* Runs inputs of any size: filled up in the arena to that of a bucket, and outputs cut back. */
+static void pad_forward(const rt_frame *frame) {{
+    static const struct {{ int64_t size; void (*forward)(const rt_frame *); }} parts[] = {{
+        {", ".join(f"{{{size}, {name}}}" for size, name in zip(pad.sizes, names, strict=True))},
+    }};
+    /* rows, bytes of one index of a row (0: the tensor is the same for all sizes), place, the element to fill with */
+    static const struct {{ size_t rows, bytes, place, width; uint8_t value[8]; }} pads[] = {{
+{"".join(rows)}    }};
+    const size_t size = (size_t)frame->inputs[{first}].shape[{pad.axes[first]}];
+    ingot_tensor tensors[RT_INPUTS + RT_OUTPUTS];
+    rt_frame here = *frame;
+    int32_t p = 0;
+    while ((size_t)parts[p].size < size) p++;
+    const size_t whole = (size_t)parts[p].size;
+    if (whole == size) {{
+        parts[p].forward(frame);
+        return;
+    }}
+    memcpy(tensors, frame->inputs, RT_INPUTS * sizeof *tensors);
+    memcpy(tensors + RT_INPUTS, frame->outputs, RT_OUTPUTS * sizeof *tensors);
+    here.inputs = tensors, here.outputs = tensors + RT_INPUTS;
+    for (int32_t i = 0; i < RT_INPUTS + RT_OUTPUTS; i++) {{
+        const size_t bytes = pads[i].bytes;
+        if (!bytes) continue;
+        uint8_t *to = frame->arena + pads[i].place;
+        const uint8_t *from = tensors[i].data;
+        tensors[i].data = to;
+        for (size_t row = 0; i < RT_INPUTS && row < pads[i].rows; row++, from += size * bytes) {{
+            memcpy(to, from, size * bytes);
+            to += size * bytes;
+            for (size_t left = (whole - size) * bytes; left; left -= pads[i].width, to += pads[i].width)
+                memcpy(to, pads[i].value, pads[i].width);
+        }}
+    }}
+    parts[p].forward(&here);
+    for (int32_t i = RT_INPUTS; i < RT_INPUTS + RT_OUTPUTS; i++)
+        for (size_t row = 0; pads[i].bytes && row < pads[i].rows; row++)
+            memcpy((uint8_t *)frame->outputs[i - RT_INPUTS].data + row * size * pads[i].bytes,
+                   frame->arena + pads[i].place + row * whole * pads[i].bytes, size * pads[i].bytes);
+}}
+"""
 
 
 def _batch(program: Program, imported: Imported) -> str:

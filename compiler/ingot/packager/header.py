@@ -32,6 +32,8 @@ def _buckets(program: Program) -> str:
     for bucket in program.buckets:
         shapes = ", ".join(str(list(shape)) for shape in bucket.inputs)
         rows.append(f" *   also takes inputs of the shapes {shapes}\n")
+    if program.pad is not None:
+        rows.append(" *   and all smaller sizes, which it fills up\n")
     return "".join(rows)
 
 

@@ -207,6 +207,14 @@ def expected_outputs(
     return None
 
 
+def interpret(path: Path, inputs: Sequence[TensorSpec], feeds: dict[str, Array]) -> list[Array] | None:
+    """What an independent interpreter in a process of its own answers to these inputs; None if none does."""
+    fixed = [{"name": spec.name, "dtype": spec.dtype, "position": i} for i, spec in enumerate(inputs)]
+    request = {"path": str(path.absolute()), "inputs": [], "seed": 0, "fixed": fixed, "next": [], "outputs": None}
+    answer = _ask({**request, "runs": 1, "times": 1}, list(feeds.values()))
+    return None if isinstance(answer, str) else answer[0]
+
+
 # ------------------------------------------------------------------------------------------------------ the selftest
 
 
@@ -237,7 +245,7 @@ def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> t
     known = [*kept, *((b.position, b.spec, b.value) for b in imported.bound)]
     # A second run shows that the first has left what it should; nobody can feed one half of the states by hand.
     runs = 2 if imported.states and len(fed) in (0, len(imported.states)) else 1
-    request = json.dumps(
+    answer = _ask(
         {
             "path": str(Path(path).absolute()),
             "inputs": specs,
@@ -247,34 +255,12 @@ def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> t
             "outputs": list(imported.cut.outputs) if imported.cut is not None else None,
             "runs": runs if fed else 1,
             "times": 1 if fed else runs,
-        }
+        },
+        [value for _, _, value in known],
     )
-    package_root = str(Path(__file__).resolve().parent.parent.parent)
-    python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    try:
-        with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
-            answer = Path(folder) / "answer.npz"
-            values = Path(folder) / "fixed.npz"
-            np.savez(values, **{f"fixed_{i}": _stored(value) for i, (_, _, value) in enumerate(known)})  # type: ignore[arg-type]
-            done = subprocess.run(
-                [sys.executable, "-m", "ingot.packager.selftest", str(answer), str(values)],
-                input=request,
-                env={**os.environ, "PYTHONPATH": python_path},
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIME_LIMIT_S,
-                check=False,
-            )
-            if done.returncode != 0 or not answer.exists():
-                return None, _notice(_last_line(done.stderr) or f"the interpreter ended with status {done.returncode}")
-            with np.load(answer, allow_pickle=False) as file:
-                quantized = bool(file["quantized"])
-                arrays = [file[f"output_{i}"] for i in range(len(file.files) - 1)]
-    except subprocess.TimeoutExpired:
-        return None, _notice(f"the interpreter took longer than {_TIME_LIMIT_S} s")
-    except (OSError, ValueError, KeyError) as error:
-        return None, _notice(str(error))
+    if isinstance(answer, str):
+        return None, _notice(answer)
+    arrays, quantized = answer
     added = {item.counter for item in imported.counts} | {s.output for s in imported.states if not s.in_source}
     sources = len(imported.outputs) - len(added)
     if len(arrays) != sources:
@@ -295,6 +281,38 @@ def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> t
             )
         outputs.append(store(array, spec, _tolerance(spec, precision, quantized=quantized)))
     return SelfTest(seed, tuple(outputs), runs), None
+
+
+def _ask(request: dict[str, Any], values: Sequence[Array]) -> tuple[list[Array], bool] | str:
+    """The outputs that `main` gives in a process of its own, and whether the source is quantised; else why not.
+
+    values: those of the request's `fixed`, in order.
+    """
+    package_root = str(Path(__file__).resolve().parent.parent.parent)
+    python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    try:
+        with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
+            answer = Path(folder) / "answer.npz"
+            fixed = Path(folder) / "fixed.npz"
+            np.savez(fixed, **{f"fixed_{i}": _stored(value) for i, value in enumerate(values)})  # type: ignore[arg-type]
+            done = subprocess.run(
+                [sys.executable, "-m", "ingot.packager.selftest", str(answer), str(fixed)],
+                input=json.dumps(request),
+                env={**os.environ, "PYTHONPATH": python_path},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIME_LIMIT_S,
+                check=False,
+            )
+            if done.returncode != 0 or not answer.exists():
+                return _last_line(done.stderr) or f"the interpreter ended with status {done.returncode}"
+            with np.load(answer, allow_pickle=False) as file:
+                return [file[f"output_{i}"] for i in range(len(file.files) - 1)], bool(file["quantized"])
+    except subprocess.TimeoutExpired:
+        return f"the interpreter took longer than {_TIME_LIMIT_S} s"
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
 
 
 def _filled(array: Array, spec: TensorSpec, axis: int) -> Array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ingot.frontend.interface import Imported, TensorSpec
-    from ingot.program import Program
+    from ingot.program import Pad, Program
 
 
 def with_shapes(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> list[TensorSpec]:
@@ -33,10 +33,23 @@ def of_items(program: Program, imported: Imported, count: int) -> tuple[list[Ten
     )
 
 
+def of_size(pad: Pad, imported: Imported, size: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """The inputs and outputs of a model whose inputs are padded, for inputs of one size."""
+    specs = [*imported.user_inputs, *imported.user_outputs]
+    found = [
+        spec if axis is None else replace(spec, shape=(*spec.shape[:axis], size, *spec.shape[axis + 1 :]))
+        for spec, axis in zip(specs, pad.axes, strict=True)
+    ]
+    count = len(imported.user_inputs)
+    return found[:count], found[count:]
+
+
 def other_shapes(program: Program, imported: Imported) -> list[tuple[list[TensorSpec], list[TensorSpec]]]:
     """All inputs and outputs that a run may have, but for the largest ones."""
     if program.batch is not None:
         sizes = range(program.batch.smallest, program.batch.largest)
         return [of_items(program, imported, count) for count in sizes]
     inputs, outputs = imported.user_inputs, imported.user_outputs
+    if program.pad is not None:
+        return [of_size(program.pad, imported, size) for size in range(1, program.pad.sizes[-1])]
     return [(with_shapes(inputs, b.inputs), with_shapes(outputs, b.outputs)) for b in program.buckets]
