@@ -1,15 +1,16 @@
 """Times single layers of random shapes next to ONNX Runtime, on one thread, and prints the worst of each family.
 
-usage: bench_layers.py [--families conv,softmax,...] [--count 50] [--seed 0] [--seconds 0.3] [--worst 3]
+usage: bench_layers.py [--families conv,softmax,...] [--count 50] [--seed 0] [--seconds 0.3] [--worst 3] [--write]
 
 Shapes are drawn from the seed, and the same ones each time. Both engines run in this process, in turn, on the same
 input; their processor time is compared, which on one thread is the time, whatever else the machine does. A time counts
-only if the outputs agree.
+only if the outputs agree. --write puts the families that were measured into docs/layers.md and leaves the others there.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import statistics
 import sys
 import tempfile
@@ -24,9 +25,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 import ingot
+from bench import machine
 from ingot.cli.engines import ENGINES, Runner
 from ingot.cli.peers import distance, random_feeds
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "layers.md"
+#: Layers slower than this, as a ratio of times, are counted on the page.
+SLOW = 0.7
 TOLERANCE = 1e-4  # of max|error| / max|reference|
 #: Layers that take less would measure the call.
 SMALLEST_WORK = 200_000
@@ -269,6 +274,32 @@ def compare(layer: Layer, folder: Path, seconds: float) -> tuple[float, float]:
     return ours, other
 
 
+HEAD = """# Layers
+
+Written by `scripts/bench_layers --write`: single layers of random shapes next to ONNX Runtime, each as a model of its
+own in NCHW, on one thread; ratios of processor times, ONNX Runtime's by ingot's, so that more is better.
+
+| family | shapes | geometric mean | below 0.7 | worst | the worst layer | measured |
+|---|---:|---:|---:|---:|---|---|
+"""
+
+
+def summary(family: str, rows: list[tuple[float, float, float, str]], command: str) -> str:
+    """The line of one family for the page; `rows` are sorted."""
+    ratios = [row[0] for row in rows]
+    slow, (worst, _, _, text) = sum(ratio < SLOW for ratio in ratios), rows[0]
+    when = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}, {machine()}, `{command}`"
+    mean = statistics.geometric_mean(ratios)
+    return f"| {family} | {len(rows)} | {mean:.2f} | {slow} | {worst:.2f} | {text} | {when} |"
+
+
+def write(found: dict[str, str]) -> None:
+    """Put the lines of the families into the page."""
+    old = PAGE.read_text("utf-8").splitlines() if PAGE.is_file() else []
+    lines = {line.split("|")[1].strip(): line for line in old if line.startswith("| ")} | found
+    PAGE.write_text(HEAD + "".join(lines[name] + "\n" for name in FAMILIES if name in lines), "utf-8")
+
+
 def main() -> int:
     """Measure and report; returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/bench_layers", description="single layers next to ONNX Runtime")
@@ -277,6 +308,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the shapes (default: 0)")
     parser.add_argument("--seconds", type=float, default=0.3, help="of measuring for each shape (default: 0.3)")
     parser.add_argument("--worst", type=int, default=3, help="how many to print of each family (default: 3)")
+    parser.add_argument("--write", action="store_true", help=f"these families into docs/{PAGE.name}")
     args = parser.parse_args()
     wanted = args.families.split(",")
     if unknown := [name for name in wanted if name not in FAMILIES]:
@@ -291,10 +323,14 @@ def main() -> int:
                     place.mkdir()
                     ours, theirs = compare(layer, place, args.seconds)
                     rows.append((theirs / ours, ours, theirs, layer.text))
-                for ratio, ours, theirs, text in sorted(rows)[: args.worst]:
+                rows.sort()
+                for ratio, ours, theirs, text in rows[: args.worst]:
                     print(f"{name:<12} {ratio:6.2f} {ours:10.0f} {theirs:17.0f}  {text}")
                 mean = statistics.geometric_mean([row[0] for row in rows])
                 print(f"{name:<12} {mean:6.2f} {'':>10} {'':>17}  geometric mean of {len(rows)}", flush=True)
+                if args.write:
+                    command = f"scripts/bench_layers --families {name} --count {args.count} --seed {args.seed}"
+                    write({name: summary(name, rows, f"{command} --seconds {args.seconds:g} --write")})
     except ingot.IngotError as error:
         print(error, file=sys.stderr)
         return error.exit_code

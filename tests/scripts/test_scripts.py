@@ -12,6 +12,8 @@ import onnx
 import pytest
 
 import bench
+import bench_layers
+import kernels
 import make_models
 import quickstart
 import train_digits
@@ -171,3 +173,37 @@ def test_the_bench_table_is_markdown() -> None:
     lines = bench.markdown([row], "scripts/bench", 10).splitlines()
     assert re.fullmatch(r"## \d{4}-\d\d-\d\d", lines[0])
     assert lines[-1] == "| resnet50 | 2 | 21 | onnxruntime | 42.1 | 2.00 | 2e-06 | 99 |"
+
+
+def test_the_page_of_layers_keeps_the_families_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_layers, "PAGE", tmp_path / "layers.md")
+    rows = [(0.5, 20.0, 10.0, "the worst"), (2.0, 1.0, 2.0, "the best")]
+    bench_layers.write({"gather": bench_layers.summary("gather", rows, "first"), "conv": "| conv | old |"})
+    bench_layers.write({"conv": bench_layers.summary("conv", rows[1:], "second")})
+    head, *lines = (tmp_path / "layers.md").read_text("utf-8").split("|---|\n")[-1].splitlines()
+    assert head.startswith("| conv | 1 | 2.00 | 0 | 2.00 | the best | 2")
+    assert head.endswith("`second` |")
+    assert [line.split("|")[1:6] for line in lines] == [[" gather ", " 2 ", " 1.00 ", " 1 ", " 0.50 "]]
+
+
+def test_the_page_of_kernels_sums_up_each_model() -> None:
+    rows = [kernels.Row("net", "conv | relu", 20e6, 2, 1e-3, 0.5), kernels.Row("net", "matmul", 5e6, 1, 1e-3, 1.0)]
+    lines = kernels.markdown(rows, 40.0, "scripts/kernels", 8).splitlines()
+    assert "| net | 2 | 3.00 | 15.0 | 38% | 50% | 1 of 2 | 33% |" in lines
+    assert lines[-2] == "| net | conv then relu | 2 | 20.0 | 20.0 | 50% | 2.00 |"
+
+
+@pytest.mark.slow
+def test_the_kernels_of_a_model_are_measured(tmp_path: Path, repo: Path) -> None:
+    train_digits.save_onnx(train_digits.Network(np.random.default_rng(0)), tmp_path / "digits.onnx")
+    done = subprocess.run(
+        [sys.executable, str(repo / "scripts/kernels.py"), str(tmp_path / "digits.onnx"), "--configs=1", "--no-write"],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repo / "compiler"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^\| digits \| \d+ \| [\d.]+ \| [\d.]+ \| \d+% \|", done.stdout, re.M)
+    assert re.search(r"the core's peak, measured: [1-9]\d* GFLOP/s", done.stdout)
