@@ -28,4 +28,4 @@ def test_a_quantised_model_is_judged_by_the_reference_kernels(tmp_path: Path) ->
 def test_the_judges_of_a_format() -> None:
     assert engines_for("tflite", quantized=True) == ("litert-reference", "litert")
     assert engines_for("tflite") == ("litert",)
-    assert engines_for("onnx", quantized=True) == engines_for("onnx")
+    assert engines_for("onnx", quantized=True) == engines_for("onnx") == ("onnxruntime-exact", "reference")
