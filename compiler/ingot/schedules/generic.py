@@ -105,7 +105,8 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
         sch.vectorize(vector)
         sch.parallel(sch.fuse(*others, last_outer))
         return
-    if len(loops) > 1 and _count(sch, loops[:-1]) >= MIN_ROWS and _fits_rows(node, innermost, lanes, target):
+    whole = _fits_rows(node, innermost, lanes, target) or (lanes < registers(target).lanes and _looks_up(node))
+    if len(loops) > 1 and _count(sch, loops[:-1]) >= MIN_ROWS and whole:
         sch.parallel(sch.fuse(*loops[:-1]))
         return
     if lanes > 1:
@@ -134,6 +135,18 @@ def _repeats(node: Any) -> int:  # noqa: ANN401 - a block
     if isinstance(last, tirx.FloorDiv) and last.a.same_as(node.iter_vars[-1].var) and isinstance(last.b, tirx.IntImm):
         return int(last.b)
     return 1 if isinstance(last, ir.TensorLoad) and last.indices[-1].same_as(node.iter_vars[-1].var) else 0
+
+
+def _looks_up(node: Any) -> bool:  # noqa: ANN401 - a block
+    """Say whether a block finds the place of an element in its row by a table: short vectors of those gain nothing."""
+    found: list[Any] = []
+
+    def load(expr: Any) -> None:  # noqa: ANN401
+        if expr.indices and isinstance(expr.indices[-1], ir.TensorLoad):
+            found.append(expr)
+
+    tvm_ffi.structural_walk(node.body, [(ir.TensorLoad, load)])
+    return bool(found)
 
 
 def _fits_rows(node: Any, innermost: int, lanes: int, target: Target) -> bool:  # noqa: ANN401 - a block
