@@ -215,11 +215,15 @@ def test_everything_unsupported_is_listed_with_its_tensor(write: Write) -> None:
         Op("CUSTOM", (0,), (1,), custom="Sparkle"),
         Op("CUSTOM", (1,), (2,), custom="Sparkle"),
         Op("ABS", (2,), (3,)),
-        Op("WHERE", (3,), (4,)),
+        Op("RANDOM_UNIFORM", (3,), (4,)),
     ]
     with pytest.raises(UnsupportedError) as caught:
         import_model(write(tflite_of(tensors, ops, [0], [4]), "net.tflite"))
-    for word in ("3 nodes", "custom Sparkle (#0 -> a, #1 -> b)", "WHERE (#3 -> y)"):
+    for word in (
+        "3 nodes",
+        "custom Sparkle (#0 -> a, #1 -> b)",
+        "RANDOM_UNIFORM, which makes random numbers (#3 -> y)",
+    ):
         assert word in str(caught.value)
     assert "ABS" not in str(caught.value)
 

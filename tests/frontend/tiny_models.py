@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import flatbuffers
@@ -44,6 +44,15 @@ def model_of(
 
 
 @dataclass
+class Sparsity:
+    """A TFLite tensor's tables: levels are sizes (dense), or segments and indices (compressed)."""
+
+    order: tuple[int, ...]
+    blocks: tuple[int, ...]
+    levels: tuple[int | tuple[np.ndarray, np.ndarray], ...]
+
+
+@dataclass
 class Tensor:
     """A TFLite tensor: constant if it has data."""
 
@@ -56,6 +65,7 @@ class Tensor:
     axis: int = 0
     signature: tuple[int, ...] | None = None
     variable: bool = False
+    sparsity: Sparsity | None = None
 
 
 @dataclass
@@ -66,12 +76,15 @@ class Op:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: str = ""
-    fields: dict[str, float | str] = field(default_factory=dict)
+    fields: Mapping[str, float | str | np.ndarray] = field(default_factory=dict)
     custom: str = ""
+    custom_options: bytes | None = None
 
 
 _TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int16": 7, "int8": 9}
-_TYPES["resource"] = 13
+_TYPES |= {"complex64": 8, "float64": 10, "uint64": 12, "resource": 13, "uint32": 15, "uint16": 16, "int4": 17}
+# Operators whose first version LiteRT does not have.
+_VERSIONS = {"BROADCAST_TO": 2}
 
 
 def _vector(builder: flatbuffers.Builder, values: Sequence[int], prepend: str, size: int) -> int:
@@ -89,10 +102,42 @@ def _offsets(builder: flatbuffers.Builder, values: Sequence[int]) -> int:
     return _vector(builder, values, "PrependUOffsetTRelative", 4)
 
 
+def _indices(builder: flatbuffers.Builder, values: np.ndarray) -> tuple[int, int]:
+    """A vector of a sparse level: its number in the union, and its offset."""
+    number, kind = {"int32": (1, "Int32Vector"), "uint16": (2, "Uint16Vector"), "uint8": (3, "Uint8Vector")}[
+        str(values.dtype)
+    ]
+    vector = builder.CreateNumpyVector(values)
+    getattr(tflite, f"{kind}Start")(builder)
+    getattr(tflite, f"{kind}AddValues")(builder, vector)
+    return number, getattr(tflite, f"{kind}End")(builder)
+
+
+def _sparsity(builder: flatbuffers.Builder, sparsity: Sparsity) -> int:
+    levels = []
+    for level in sparsity.levels:
+        vectors = None if isinstance(level, int) else [_indices(builder, part) for part in level]
+        tflite.DimensionMetadataStart(builder)
+        tflite.DimensionMetadataAddFormat(builder, 0 if vectors is None else 1)
+        if vectors is None:
+            tflite.DimensionMetadataAddDenseSize(builder, level)
+        else:
+            for name, (number, offset) in zip(("Segments", "Indices"), vectors, strict=True):
+                getattr(tflite, f"DimensionMetadataAddArray{name}Type")(builder, number)
+                getattr(tflite, f"DimensionMetadataAddArray{name}")(builder, offset)
+        levels.append(tflite.DimensionMetadataEnd(builder))
+    parts = [_ints(builder, sparsity.order), _ints(builder, sparsity.blocks), _offsets(builder, levels)]
+    tflite.SparsityParametersStart(builder)
+    for name, part in zip(("TraversalOrder", "BlockMap", "DimMetadata"), parts, strict=True):
+        getattr(tflite, f"SparsityParametersAdd{name}")(builder, part)
+    return int(tflite.SparsityParametersEnd(builder))
+
+
 def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
     name = builder.CreateString(tensor.name)
     shape = _ints(builder, tensor.shape)
     signature = _ints(builder, tensor.signature) if tensor.signature is not None else None
+    sparsity = _sparsity(builder, tensor.sparsity) if tensor.sparsity is not None else None
     quantization = None
     if tensor.scale:
         scales = _vector(builder, tensor.scale, "PrependFloat32", 4)  # type: ignore[arg-type]
@@ -113,21 +158,33 @@ def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
     tflite.TensorAddIsVariable(builder, tensor.variable)
     if signature is not None:
         tflite.TensorAddShapeSignature(builder, signature)
+    if sparsity is not None:
+        tflite.TensorAddSparsity(builder, sparsity)
     if quantization is not None:
         tflite.TensorAddQuantization(builder, quantization)
     return int(tflite.TensorEnd(builder))
 
 
+def _field(builder: flatbuffers.Builder, value: float | str | np.ndarray) -> float:
+    """An option as it is, or the offset of a text or a vector."""
+    if isinstance(value, np.ndarray):
+        return int(builder.CreateNumpyVector(value))
+    return int(builder.CreateString(value)) if isinstance(value, str) else value
+
+
 def _operator(builder: flatbuffers.Builder, op: Op, code: int) -> int:
     options = None
     if op.options:
-        values = {k: builder.CreateString(v) if isinstance(v, str) else v for k, v in op.fields.items()}
+        values = {k: _field(builder, v) for k, v in op.fields.items()}
         getattr(tflite, f"{op.options}Start")(builder)
         for key, value in values.items():
             getattr(tflite, f"{op.options}Add{key}")(builder, value)
         options = getattr(tflite, f"{op.options}End")(builder)
     inputs, outputs = _ints(builder, op.inputs), _ints(builder, op.outputs)
+    custom = builder.CreateByteVector(op.custom_options) if op.custom_options is not None else None
     tflite.OperatorStart(builder)
+    if custom is not None:
+        tflite.OperatorAddCustomOptions(builder, custom)
     tflite.OperatorAddOpcodeIndex(builder, code)
     tflite.OperatorAddInputs(builder, inputs)
     tflite.OperatorAddOutputs(builder, outputs)
@@ -144,6 +201,8 @@ class Graph:
     tensors: Sequence[Tensor]
     ops: Sequence[Op]
     name: str = "once"
+    inputs: Sequence[int] = ()
+    outputs: Sequence[int] = ()
 
 
 def _graph(builder: flatbuffers.Builder, graph: Graph, vectors: Sequence[Sequence[int]], first: int) -> int:
@@ -185,12 +244,13 @@ def tflite_of(
         tflite.OperatorCodeStart(builder)
         tflite.OperatorCodeAddDeprecatedBuiltinCode(builder, min(number, 127))
         tflite.OperatorCodeAddBuiltinCode(builder, number)
+        tflite.OperatorCodeAddVersion(builder, _VERSIONS.get(op.name, 1))
         if custom is not None:
             tflite.OperatorCodeAddCustomCode(builder, custom)
         codes.append(tflite.OperatorCodeEnd(builder))
     offsets, buffer, code = [], 1, 0
     for number, graph in enumerate(graphs):
-        ends = (inputs, outputs) if number == 0 else ((), ())
+        ends = (inputs, outputs) if number == 0 else (graph.inputs, graph.outputs)
         offsets.append(_graph(builder, graph, (*ends, range(code, code + len(graph.ops))), buffer))
         buffer, code = buffer + len(graph.tensors), code + len(graph.ops)
     graph_vector, code_vector = _offsets(builder, offsets), _offsets(builder, codes)

@@ -54,7 +54,7 @@ def define(builder: Any, call: Any, multiply: Any = high_multiply) -> Any:  # no
 
         def at(*index: Any) -> Any:  # noqa: ANN401
             m, t, s = (
-                tirx.const(item, "int32") if isinstance(item, int) else item(*index[-len(item.shape) :])
+                tirx.const(item, "int32") if isinstance(item, int) else item(*index[len(index) - len(item.shape) :])
                 for item in sources
             )
             if rounding == "once":

@@ -20,7 +20,10 @@ _MAX_TABLES = 4_000_000
 @dataclass(frozen=True)
 class FieldType:
     """One field of a table: a scalar ("u32"), "string", a vector of scalars ("[i32]") or of strings ("[string]"),
-    a table (its name), a vector of tables ("[Tensor]"), or "?" for a table whose fields are not known here."""
+    a table (its name), a vector of tables ("[Tensor]"), or "?" for a table whose fields are not known here.
+
+    "|A,B" is a union: a table of the kind that the field before it numbers, from 1 on; "" or beyond the last: as "?".
+    """
 
     name: str
     type: str
@@ -84,7 +87,16 @@ class Verifier:
                 raise self._fail(f"{where}, field {index}", f"offset {offset} in a table of {table_size} bytes")
             if index in fields:
                 known = fields[index]
-                self._value(at + offset, table_size - offset, known.type, f"{where}.{known.name}", depth)
+                kind = known.type
+                if kind.startswith("|"):
+                    kind = self._member(at, vtable, index - 1, kind[1:].split(","))
+                self._value(at + offset, table_size - offset, kind, f"{where}.{known.name}", depth)
+
+    def _member(self, at: int, vtable: int, index: int, kinds: list[str]) -> str:
+        """The kind of a union's table, by the u8 in field `index`."""
+        offset = struct.unpack_from("<H", self.data, vtable + 4 + 2 * index)[0]
+        number = self.data[at + offset] if offset else 0
+        return kinds[number - 1] or "?" if 1 <= number <= len(kinds) else "?"
 
     def _value(self, at: int, room: int, kind: str, where: str, depth: int) -> None:
         size = _SCALARS.get(kind, 4)

@@ -78,16 +78,24 @@ def _product(converter: TfliteConverter, operator: Operator) -> Expr:
 
 @handles("MEAN")
 def _mean(converter: TfliteConverter, operator: Operator) -> Expr:
-    from tvm import relax
+    from tvm import relax, te, tirx
 
     source, over = converter.get_input_tensors(operator)
     output = converter.get_output_tensors(operator)[0]
-    if not is_whole(source, output):
+    dtype = converter.get_tensor_type_str(source.tensor.Type())
+    plain = source.qnn_params is None and not dtype.startswith("float")
+    if not is_whole(source, output) and not plain:
         return _others(converter, operator)
     shape = converter.shape_of(source)
     axes = sorted({int(axis) % len(shape) for axis in converter.constant(over, "axes").reshape(-1)})
     keep = bool(converter.options(operator, "ReducerOptions").KeepDims())
     count = math.prod(shape[axis] for axis in axes)
+    if plain:
+        return converter.bb.call_te(
+            lambda x: te.compute(x.shape, lambda *i: tirx.truncdiv(x(*i), tirx.const(count, dtype)), name="mean"),
+            converter.bb.emit(relax.op.sum(converter.get_tensor_expr(source), axes, keepdims=keep)),
+            primfunc_name_hint="mean",
+        )
     total = relax.op.sum(relax.op.astype(converter.get_tensor_expr(source), "int32"), axes, keepdims=keep)
     total = relax.op.subtract(total, relax.const(zero_of(source) * count, "int32"))
     # The multiplier is divided by the count, with as many bits more as the count has.

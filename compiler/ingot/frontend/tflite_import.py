@@ -13,13 +13,15 @@ import numpy as np
 
 from ingot.errors import IngotError, ShapeError, UnsupportedError
 from ingot.frontend.bind import Bindable, bound_inputs
-from ingot.frontend.interface import Bound, Cut, Imported, Quantization, StateTensor, TensorSpec
+from ingot.frontend.extents import Extent
+from ingot.frontend.interface import Bound, Counted, Cut, Imported, Quantization, StateTensor, TensorSpec
 from ingot.frontend.liveness import Step, is_view, peak_bytes
 from ingot.frontend.normalize import Weights, normalize
 from ingot.frontend.onnx_read import refuse_operators
 from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
 from ingot.frontend.source import Source, c_name
 from ingot.frontend.survey import Links, Part, Survey, part_without, surveyed
+from ingot.frontend.tflite_counted import followed
 from ingot.frontend.tflite_variables import OPERATORS as VARIABLE_OPERATORS
 from ingot.frontend.tflite_variables import Variable, Variables
 from ingot.frontend.tflite_verify import tensor_name, verified_model
@@ -62,6 +64,7 @@ def import_tflite(
         notices=(*notices, *importer.notices()),
         bound=bound,
         states=importer.states(len(inputs), len(outputs)),
+        counts=importer.counts,
         cut=Cut(count, count - len(part.kept), every, opened) if without else None,
     )
 
@@ -146,6 +149,9 @@ class _Importer:
         self.known: dict[int, tuple[str, tuple[int, ...]]] = {}
         self.variables = Variables(model, self.converter)
         self.current: dict[str, Expr] = {}  # each variable's value at this point of the graph
+        self.counted: dict[int, Extent] = {}  # tensors whose size depends on data, with the name of their counter
+        self.counters: dict[str, Expr] = {}
+        self.counts: tuple[Counted, ...] = ()
         # Sizes other than the stored ones, for which the stored shapes of later tensors no longer hold.
         self.resized = any(shape != tuple(int(dim) for dim in self._stored(index)) for index, shape in shapes.items())
 
@@ -180,6 +186,8 @@ class _Importer:
                     outputs = [index for index in outputs if survey is None or index not in survey.lost]
                     results = [self._output(index) for index in outputs]
                     results += [self.current[variable.name] for variable in self.variables.kept]
+                    counters = sorted({self.counted[index].counter for index in outputs if index in self.counted})
+                    results += [self.counters[counter] for counter in counters]
                 except IngotError as error:
                     # Raised below: a builder left with open blocks prints a warning of its own.
                     failure, results = error, params
@@ -192,7 +200,14 @@ class _Importer:
         before = [self._kept_spec(variable, variable.name) for variable in kept]
         after = [self._kept_spec(variable, f"{variable.name} (next)") for variable in kept]
         specs = [[self._spec(index) for index in places] for places in (inputs, outputs)]
-        return module, weights, ((*specs[0], *before), (*specs[1], *after))
+        first = len(outputs) + len(after)
+        self.counts = tuple(
+            Counted(place, self.counted[index].axis, first + counters.index(self.counted[index].counter))
+            for place, index in enumerate(outputs)
+            if index in self.counted
+        )
+        ends = [TensorSpec(counter, "int64", (1,)) for counter in counters]
+        return module, weights, ((*specs[0], *before), (*specs[1], *after, *ends))
 
     def _first_variables(self) -> list[Expr]:
         """Make the inputs that are variables, and the constants that are variables nobody sets."""
@@ -282,6 +297,9 @@ class _Importer:
         if name == "READ_VARIABLE":
             self._bind(outputs[0], self.current[self.variables.of(operator)], label)
             return
+        for index in (int(operator.Inputs(place)) for place in range(operator.InputsLength())):
+            if index in self.variables.tensors:
+                self.converter.bind(index, self.current[self.variables.tensors[index]])
         try:
             # TVM prints to stdout and warns about what it then raises.
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -289,8 +307,12 @@ class _Importer:
                 results = self.converter.convert(operator)
             if len(results) < len(outputs):
                 raise UnsupportedError("an operator has unexpected outputs", where=label, found=str(len(outputs)))
+            self._count(operator, outputs, results, label)
             for index, result in zip(outputs, results, strict=False):
                 self._bind(index, result, label)
+            for index, value in self.converter.next_states.items():
+                self._keep(self.variables.tensors[index], value, label)
+            self.converter.next_states.clear()
         except IngotError:
             raise
         except Exception as error:  # TVM reports what it does not support with any exception type
@@ -304,8 +326,25 @@ class _Importer:
                 ) from error
             raise UnsupportedError("an operator cannot be converted", where=label, found=reason) from error
 
+    def _count(self, operator: Operator, outputs: list[int], results: Sequence[Expr], label: str) -> None:
+        """Note which of an operator's results have a size that depends on data."""
+        for place, (axis, count) in self.converter.counters.items():
+            self.counters[label] = count
+            self.counted[outputs[place]] = Extent(axis, label)
+        self.converter.counters.clear()
+        if any(index in self.counted for index in _reads(operator)):
+            if len(outputs) != 1:
+                raise UnsupportedError("an operator works on a tensor whose size depends on data", where=label)
+            largest = self.bb.normalize(results[0]).ty.shape
+            self.counted[outputs[0]] = followed(
+                self.converter, operator, self.counted, tuple(int(dim) for dim in largest)
+            )
+
     def _assign(self, operator: Operator, label: str) -> None:
-        name, value = self.variables.of(operator), self.converter.tensor(int(operator.Inputs(1)))
+        self._keep(self.variables.of(operator), self.converter.tensor(int(operator.Inputs(1))), label)
+
+    def _keep(self, name: str, value: Expr, label: str) -> None:
+        """Give a variable its next value."""
         spec = self._kept_spec(self.variables.known[name], name)
         found = (str(value.ty.dtype.dtype), tuple(int(dim) for dim in value.ty.shape))
         if found != (spec.dtype, spec.shape):
@@ -328,6 +367,8 @@ class _Importer:
         else:
             dtype = self._dtype(index, "tensor")
         same = shape == stored if not self.resized else len(shape) == len(stored)
+        # The file cannot store how large a tensor can become whose size depends on data.
+        same = same or (index in self.counted and len(stored) in (0, len(shape)))
         # Custom operators often store no shape for what they make.
         same = same or (not stored and " custom " in label)
         if not same or str(var.ty.dtype.dtype) != dtype:

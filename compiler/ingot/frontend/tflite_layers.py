@@ -26,7 +26,7 @@ def _padding(options: Options, sizes: tuple[int, int], kernel: tuple[int, int], 
     return begins + ends
 
 
-def _weight(
+def weight_of(
     converter: TfliteConverter, tensor: Wrapper, shape: tuple[int, ...], order: tuple[int, ...], axis: int, exact: bool
 ) -> Expr:
     """Weights reshaped, then transposed; widened to float along `axis` of the result if they are stored as integers."""
@@ -45,20 +45,27 @@ def _weight(
     return relax.op.dequantize(value, scale, tensor.qnn_params["zero_point"], axis=axis)
 
 
-def _bias(converter: TfliteConverter, source: Wrapper, weight: Wrapper, bias: Wrapper, exact: bool) -> Expr:
+def bias_of(converter: TfliteConverter, source: Wrapper, weight: Wrapper, bias: Wrapper, exact: bool) -> Expr:
     """The bias as float; a stored integer bias has the scale input * weight."""
     from tvm import relax
 
-    value = converter.get_tensor_expr(bias)
     if source.qnn_params is None:
-        return value
+        return converter.get_tensor_expr(bias)
+    if bias.buffer.DataLength() and not exact:
+        # Beside 16-bit activations it has 64 bits, which Relax does not dequantise.
+        stored, scale = converter.get_tensor_value(bias), source.qnn_params["scale"].value.numpy()
+        real = stored.astype(np.float64) * np.float64(scale) * weight.qnn_params["scale"].value.numpy()
+        name = bias.tensor.Name()
+        return converter.exp_tab.new_const(real.astype(np.float32), dtype="float32", source_name=name)
+    value = converter.get_tensor_expr(bias)
     scale = np.float32(1.0)
     if not exact:
         scale = source.qnn_params["scale"].value.numpy() * weight.qnn_params["scale"].value.numpy()
     return relax.op.dequantize(value, relax.const(scale), relax.const(0, "int32"), axis=0)
 
 
-def _real(converter: TfliteConverter, tensor: Wrapper, exact: bool) -> Expr:
+def real_value(converter: TfliteConverter, tensor: Wrapper, exact: bool) -> Expr:
+    """A tensor as float: the real numbers, or (exact) the stored ones without their zero point."""
     from tvm import relax
 
     value = converter.get_tensor_expr(tensor)
@@ -67,13 +74,13 @@ def _real(converter: TfliteConverter, tensor: Wrapper, exact: bool) -> Expr:
     return value if tensor.qnn_params is None else converter.dequantize(value, tensor)
 
 
-def _is_exact(source: Wrapper, weight: Wrapper, output: Wrapper) -> bool:
+def is_exact(source: Wrapper, weight: Wrapper, output: Wrapper) -> bool:
     """Whether a layer is computed on whole numbers: 8-bit activations and weights on both ends."""
     parts = (source, weight, output)
     return all(item.qnn_params is not None and item.tensor.Type() in (_INT8, _UINT8) for item in parts)
 
 
-def _finish(
+def finish(
     converter: TfliteConverter, sums: Expr, parts: tuple[Wrapper, Wrapper, Wrapper], activation: int, exact: bool
 ) -> Expr:
     """A layer's output from its sums: scaled, rounded as TFLite rounds, limited by the activation."""
@@ -111,7 +118,7 @@ def _conv(converter: TfliteConverter, operator: Operator) -> Expr:
 
     source, weight, bias = _inputs(converter, operator)
     output = converter.get_output_tensors(operator)[0]
-    exact = _is_exact(source, weight, output)
+    exact = is_exact(source, weight, output)
     depthwise = converter.name_of(operator) == "DEPTHWISE_CONV_2D"
     options = converter.options(operator, "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions")
     _, height, width, channels = converter.shape_of(source)
@@ -119,7 +126,7 @@ def _conv(converter: TfliteConverter, operator: Operator) -> Expr:
     if depthwise:
         # Stored as [1, KH, KW, C * multiplier]: one output channel after the other, which is groups in HWOI.
         groups = channels
-        kernel = _weight(converter, weight, (rows, columns, last, 1), (0, 1, 2, 3), 2, exact)
+        kernel = weight_of(converter, weight, (rows, columns, last, 1), (0, 1, 2, 3), 2, exact)
         layout = "HWOI"
     else:
         if last == 0 or channels % last:
@@ -127,11 +134,11 @@ def _conv(converter: TfliteConverter, operator: Operator) -> Expr:
                 "input channels do not fit the weights", found=str(channels), allowed=f"times {last}"
             )
         groups = channels // last
-        kernel = _weight(converter, weight, (first, rows, columns, last), (1, 2, 3, 0), 3, exact)
+        kernel = weight_of(converter, weight, (first, rows, columns, last), (1, 2, 3, 0), 3, exact)
         layout = "HWIO"
     dilation = (options.DilationHFactor(), options.DilationWFactor())
     result = relax.op.nn.conv2d(
-        _real(converter, source, exact),
+        real_value(converter, source, exact),
         kernel,
         strides=[options.StrideH(), options.StrideW()],
         padding=_padding(options, (height, width), (rows, columns), dilation),
@@ -141,9 +148,9 @@ def _conv(converter: TfliteConverter, operator: Operator) -> Expr:
         kernel_layout=layout,
     )
     if bias is not None:
-        result = relax.op.add(result, _bias(converter, source, weight, bias, exact))
+        result = relax.op.add(result, bias_of(converter, source, weight, bias, exact))
     parts = (source, weight, output)
-    return _finish(converter, result, parts, options.FusedActivationFunction(), exact)
+    return finish(converter, result, parts, options.FusedActivationFunction(), exact)
 
 
 @handles("FULLY_CONNECTED")
@@ -157,15 +164,15 @@ def _dense(converter: TfliteConverter, operator: Operator) -> Expr:
         raise UnsupportedError("shuffled weights are not supported", found=str(options.WeightsFormat()), allowed="0")
     units, depth = converter.shape_of(weight)
     shape = converter.shape_of(source)
-    exact = _is_exact(source, weight, output)
-    value = _real(converter, source, exact)
+    exact = is_exact(source, weight, output)
+    value = real_value(converter, source, exact)
     if (not options.KeepNumDims() and len(shape) != 2) or shape[-1] != depth:
         shape = (int(np.prod(shape)) // depth, depth)
         value = relax.op.reshape(value, shape)
-    result = relax.op.matmul(value, _weight(converter, weight, (units, depth), (1, 0), 1, exact))
+    result = relax.op.matmul(value, weight_of(converter, weight, (units, depth), (1, 0), 1, exact))
     if bias is not None:
-        result = relax.op.add(result, _bias(converter, source, weight, bias, exact))
-    return _finish(converter, result, (source, weight, output), options.FusedActivationFunction(), exact)
+        result = relax.op.add(result, bias_of(converter, source, weight, bias, exact))
+    return finish(converter, result, (source, weight, output), options.FusedActivationFunction(), exact)
 
 
 @handles("AVERAGE_POOL_2D", "MAX_POOL_2D")

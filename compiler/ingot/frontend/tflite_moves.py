@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ingot.errors import UnsupportedError
 from ingot.frontend import tflite_tables as tables
 from ingot.frontend.tflite_ops import handles
 from ingot.frontend.tflite_rounding import is_whole, storage
-from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter, Wrapper
+from ingot.frontend.tvm_types import Expr, Operator, Options, TfliteConverter, Wrapper
 
 _COMPLEX64 = 8  # as float32 with a last axis of two
 
@@ -144,6 +146,25 @@ def _unpack(converter: TfliteConverter, operator: Operator) -> Expr:
     ]
 
 
+def _pad_with(converter: TfliteConverter, source: Wrapper, fill: Wrapper, widths: list[int]) -> Expr:
+    """Padding with a computed value."""
+    from tvm import te, tirx
+
+    shape = converter.shape_of(source)
+
+    def define(x: Any, value: Any) -> Any:  # noqa: ANN401
+        def element(*index: Any) -> Any:  # noqa: ANN401
+            places = [place - before for place, before in zip(index, widths[::2], strict=True)]
+            inside = [part for place, size in zip(places, shape, strict=True) for part in (place >= 0, place < size)]
+            return tirx.if_then_else(tirx.all(*inside), x(*places), value(*(0 for _ in value.shape)))
+
+        result = [size + sum(widths[2 * axis : 2 * axis + 2]) for axis, size in enumerate(shape)]
+        return te.compute(result, element, name="pad")
+
+    values = (converter.get_tensor_expr(item) for item in (source, fill))
+    return converter.bb.call_te(define, *values, primfunc_name_hint="pad")
+
+
 @handles("PAD", "PADV2")
 def _pad(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
@@ -152,53 +173,39 @@ def _pad(converter: TfliteConverter, operator: Operator) -> Expr:
     source = inputs[0]
     widths = [int(width) for width in converter.constant(inputs[1], "padding").reshape(-1)]
     value = 0.0
+    if min(widths) < 0:
+        raise UnsupportedError("a negative padding is not supported", found=str(widths))
+    if len(inputs) > 2 and not inputs[2].buffer.DataLength():
+        return _pad_with(converter, source, inputs[2], widths)
     if len(inputs) > 2:
         value = converter.constant(inputs[2], "pad value").reshape(-1)[0].item()
     elif source.qnn_params is not None:
         value = float(source.qnn_params["zero_point"].value.numpy().reshape(-1)[0])
-    if min(widths) < 0:
-        raise UnsupportedError("a negative padding is not supported", found=str(widths))
     return _move(converter, source, output, relax.op.nn.pad(converter.get_tensor_expr(source), widths, pad_value=value))
 
 
-@handles("GATHER")
-def _gather(converter: TfliteConverter, operator: Operator) -> Expr:
-    from tvm import relax
+def _slice_axes(options: Options, rank: int, length: int) -> list[int | None]:
+    """For each of the `length` entries of a slice its axis: an axis of the input, None for a new one, -1 to drop it.
 
-    (source, indices), (output,) = _ends(converter, operator)
-    options = converter.options(operator, "GatherOptions")
-    if options.BatchDims() != 0:
-        raise UnsupportedError(
-            "GATHER with batch dimensions is not supported", found=str(options.BatchDims()), allowed="0"
-        )
-    shape = converter.shape_of(source)
-    axis = options.Axis() + len(shape) if options.Axis() < 0 else options.Axis()
-    # Indices may be user data: keep every read inside the tensor.
-    value = relax.op.take(converter.get_tensor_expr(source), converter.get_tensor_expr(indices), axis, mode="clip")
-    return _move(converter, source, output, value)
-
-
-@handles("EMBEDDING_LOOKUP")
-def _embedding(converter: TfliteConverter, operator: Operator) -> Expr:
-    from tvm import relax
-
-    (indices, table), (output,) = _ends(converter, operator)
-    value = relax.op.take(converter.get_tensor_expr(table), converter.get_tensor_expr(indices), 0, mode="clip")
-    return _move(converter, table, output, value)
-
-
-@handles("GATHER_ND")
-def _gather_nd(converter: TfliteConverter, operator: Operator) -> Expr:
-    from tvm import relax
-
-    (source, indices), (output,) = _ends(converter, operator)
-    depth = converter.shape_of(indices)[-1]
-    kind = converter.get_tensor_type_str(indices.tensor.Type())
-    last = np.array(converter.shape_of(source)[:depth], dtype=np.dtype(kind)) - 1
-    places = relax.op.maximum(converter.get_tensor_expr(indices), relax.const(np.zeros_like(last)))
-    places = relax.op.minimum(places, relax.const(last))
-    value = relax.op.gather_nd(converter.get_tensor_expr(source), relax.op.astype(converter.bb.emit(places), "int64"))
-    return _move(converter, source, output, value)
+    The ellipsis stands for as many axes as are left over.
+    """
+    new = [bool(options.NewAxisMask() >> place & 1) for place in range(length)]
+    dots = [bool(options.EllipsisMask() >> place & 1) for place in range(length)]
+    used = sum(not (a or b) for a, b in zip(new, dots, strict=True))
+    axes: list[int | None] = []
+    axis = 0
+    for place in range(length):
+        if dots[place]:
+            axes.append(-1)
+            axis += rank - used
+        elif new[place]:
+            axes.append(None)
+        else:
+            axes.append(axis)
+            axis += 1
+    if sum(dots) > 1 or used > rank:
+        raise UnsupportedError("a slice does not fit its tensor", found=f"{length} entries", allowed=f"{rank} axes")
+    return axes
 
 
 @handles("STRIDED_SLICE")
@@ -207,42 +214,99 @@ def _strided_slice(converter: TfliteConverter, operator: Operator) -> Expr:
 
     (source, begin, end, stride), (output,) = _ends(converter, operator)
     options = converter.options(operator, "StridedSliceOptions")
-    if options.EllipsisMask() or options.NewAxisMask():
-        raise UnsupportedError(
-            "STRIDED_SLICE with ellipsis or new axes is not supported", found="a mask", allowed="none"
-        )
     shape = converter.shape_of(source)
     begins, ends, strides = (
         [int(item) for item in converter.constant(tensor, what).reshape(-1)]
         for tensor, what in ((begin, "begin"), (end, "end"), (stride, "strides"))
     )
-    axes, first, last, step, kept = [], [], [], [], []
-    for axis, size in enumerate(shape):
-        if axis >= len(begins):
-            kept.append(size)
+    if not len(begins) == len(ends) == len(strides) or 0 in strides:
+        raise UnsupportedError("a slice does not fit its tensor", found=f"{begins}, {ends}, {strides}")
+    entries = _slice_axes(options, len(shape), len(begins))
+    ranges = {axis: (0, size, 1) for axis, size in enumerate(shape)}
+    kept: list[int | None] = []  # the axes of the result: of the input, or None for one of size 1
+    seen = -1
+    for place, axis in enumerate(entries):
+        if axis is None:
+            kept.append(None)
             continue
-        shrink = bool(options.ShrinkAxisMask() >> axis & 1)
-        start = None if options.BeginMask() >> axis & 1 else begins[axis]
-        stop = None if options.EndMask() >> axis & 1 else ends[axis]
-        if shrink:
-            start = begins[axis] + size if begins[axis] < 0 else begins[axis]
-            stop, strides[axis] = start + 1, 1
-        a, b, c = slice(start, stop, strides[axis]).indices(size)
-        count = len(range(a, b, c))
-        if not shrink:
-            kept.append(count)
-        if (a, b, c) != (0, size, 1):
-            axes.append(axis)
-            first.append(a)
-            # A negative end counts from the back for Relax: one before the front is -size - 1.
-            last.append(b if b >= 0 else -size - 1)
-            step.append(c)
+        if axis == -1:
+            following = next((item for item in entries[place + 1 :] if item is not None), len(shape))
+            kept += range(seen + 1, following)
+            seen = following - 1
+            continue
+        size, step = shape[axis], strides[place]
+        first = None if options.BeginMask() >> place & 1 else begins[place]
+        last = None if options.EndMask() >> place & 1 else ends[place]
+        if options.Offset() and first is not None and last is not None:
+            last = first + last
+        if options.ShrinkAxisMask() >> place & 1:
+            start = begins[place] + size if begins[place] < 0 else begins[place]
+            if not 0 <= start < size:
+                raise UnsupportedError("a slice begins outside its tensor", found=str(begins[place]), allowed=str(size))
+            ranges[axis] = (start, start + 1, 1)
+        else:
+            ranges[axis] = slice(first, last, step).indices(size)
+            kept.append(axis)
+        seen = axis
+    kept += range(seen + 1, len(shape))
+    cut = [axis for axis, size in enumerate(shape) if ranges[axis] != (0, size, 1)]
     value = converter.get_tensor_expr(source)
-    if axes:
-        value = relax.op.strided_slice(value, axes, first, last, step)
-    if tuple(kept) != shape:
-        value = relax.op.reshape(value, kept)
+    if cut:
+        firsts, lasts, steps = ([ranges[axis][part] for axis in cut] for part in range(3))
+        # A negative end counts from the back for Relax: one before the front is -size - 1.
+        lasts = [stop if stop >= 0 else -shape[axis] - 1 for axis, stop in zip(cut, lasts, strict=True)]
+        value = relax.op.strided_slice(value, cut, firsts, lasts, steps)
+    result = tuple(1 if axis is None else len(range(*ranges[axis])) for axis in kept)
+    if kept != list(range(len(shape))):
+        value = relax.op.reshape(value, result)
     return _move(converter, source, output, value)
+
+
+@handles("MIRROR_PAD")
+def _mirror_pad(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import te, tirx
+
+    (source, padding), _ = _ends(converter, operator)
+    edge = converter.options(operator, "MirrorPadOptions").Mode()  # 1: the edge itself is repeated
+    widths = converter.constant(padding, "padding").reshape(-1, 2).tolist()
+    shape = converter.shape_of(source)
+    if any(not 0 <= width <= size - 1 + edge for pair, size in zip(widths, shape, strict=True) for width in pair):
+        raise UnsupportedError("a mirror is wider than its tensor", found=str(widths), allowed=f"below {list(shape)}")
+
+    def define(x: Any) -> Any:  # noqa: ANN401
+        def element(*index: Any) -> Any:  # noqa: ANN401
+            places = []
+            for place, (before, _), size in zip(index, widths, shape, strict=True):
+                inner = place - before
+                left = tirx.Select(inner < 0, -inner - edge, inner)
+                places.append(tirx.Select(left >= size, 2 * size - 2 + edge - left, left))
+            return x(*places)
+
+        result = [before + size + after for (before, after), size in zip(widths, shape, strict=True)]
+        return te.compute(result, element, name="mirror_pad")
+
+    return converter.bb.call_te(define, converter.get_tensor_expr(source), primfunc_name_hint="mirror_pad")
+
+
+@handles("DEPTH_TO_SPACE", "SPACE_TO_DEPTH")
+def _depth(converter: TfliteConverter, operator: Operator) -> Expr:
+    from tvm import relax
+
+    (source,), _ = _ends(converter, operator)
+    to_space = converter.name_of(operator) == "DEPTH_TO_SPACE"
+    block = converter.options(operator, "DepthToSpaceOptions" if to_space else "SpaceToDepthOptions").BlockSize()
+    batch, height, width, channels = converter.shape_of(source)
+    if block < 1 or (channels % (block * block) if to_space else height % block or width % block):
+        raise UnsupportedError("blocks do not fit the tensor", found=str(block), allowed="a divisor of its sizes")
+    value = converter.get_tensor_expr(source)
+    if to_space:
+        parts, result = (batch, height, width, block, block, channels // block**2), (height * block, width * block)
+        depth = channels // block**2
+    else:
+        parts = (batch, height // block, block, width // block, block, channels)
+        result, depth = (height // block, width // block), channels * block**2
+    order = [0, 1, 3, 2, 4, 5]
+    return relax.op.reshape(relax.op.permute_dims(relax.op.reshape(value, parts), order), (batch, *result, depth))
 
 
 @handles("DEQUANTIZE")

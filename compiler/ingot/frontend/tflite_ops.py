@@ -6,9 +6,10 @@ only move elements work on the stored integers when input and output share their
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,32 +18,87 @@ from ingot.errors import UnsupportedError
 from ingot.frontend.custom import CustomOp, OpNode, converted, custom_op
 from ingot.frontend.interface import CONSTANT_ELEMENTS
 from ingot.frontend.normalize import Weights
+from ingot.frontend.tflite_stored import DTYPES, FLOAT32, INT4, INT8, INT16, Disguised, Held, plain_values
 from ingot.frontend.tvm_types import Builder, Expr, Operator, Options, TfliteConverter, Value, Wrapper
 
 if TYPE_CHECKING:
     import tflite
 
-# TVM converts these into calls of other functions, values that are no tensors, or sizes only known at run time.
-_REFUSED = frozenset(
-    (
-        "ASSIGN_VARIABLE", "CALL", "CALL_ONCE", "DELEGATE", "DETECTION_POSTPROCESS", "HASHTABLE", "HASHTABLE_FIND",
-        "HASHTABLE_IMPORT", "HASHTABLE_LOOKUP", "HASHTABLE_SIZE", "IF", "MULTINOMIAL", "NON_MAX_SUPPRESSION_V4",
-        "NON_MAX_SUPPRESSION_V5", "PLACEHOLDER_FOR_GREATER_OP_CODES", "RANDOM_STANDARD_NORMAL", "RANDOM_UNIFORM",
-        "READ_VARIABLE", "UNIQUE",
-        # These read or write where a tensor's values point, without a check.
-        "DYNAMIC_UPDATE_SLICE", "EMBEDDING_LOOKUP_SPARSE", "REVERSE_SEQUENCE", "SCATTER_ND", "SEGMENT_SUM",
-        "SPARSE_TO_DENSE", "UNSORTED_SEGMENT_MAX", "UNSORTED_SEGMENT_MIN", "UNSORTED_SEGMENT_PROD",
-        "UNSORTED_SEGMENT_SUM", "VAR_HANDLE", "WHERE", "WHILE", "CUSTOM",
-    )
-)  # fmt: skip
+_STRINGS = "works on strings"
+_CHANCE = "makes random numbers"
+_GRAPHS = "runs other graphs of the file"
+_NO_KERNEL = "LiteRT has no kernel for it"
+# Operators without a converter here, or with one of TVM's that does not make tensors of numbers, and why.
+_REFUSED = {
+    "CALL": _NO_KERNEL,
+    "CONCAT_EMBEDDINGS": _NO_KERNEL,
+    "CUSTOM": "is not known",
+    "DELEGATE": "stands for code outside the file",
+    "EMBEDDING_LOOKUP_SPARSE": "looks up rows by sparse indices",
+    "HASHTABLE": _STRINGS,
+    "HASHTABLE_FIND": _STRINGS,
+    "HASHTABLE_IMPORT": _STRINGS,
+    "HASHTABLE_LOOKUP": _STRINGS,
+    "HASHTABLE_SIZE": _STRINGS,
+    "IF": _GRAPHS,
+    "LSH_PROJECTION": "hashes its inputs",
+    "MULTINOMIAL": _CHANCE,
+    "PLACEHOLDER_FOR_GREATER_OP_CODES": "is no operator",
+    "RANDOM_STANDARD_NORMAL": _CHANCE,
+    "RANDOM_UNIFORM": _CHANCE,
+    "REDUCE_WINDOW": _NO_KERNEL,
+    "SKIP_GRAM": _STRINGS,
+    "WHILE": _GRAPHS,
+}
 _FLOATS = (0, 1)
 
-# Operators with quantised inputs and float results, or the other way round.
+# Operators with quantised inputs and float results, or the other way round, whose own converters know it.
 _MIXED = frozenset(("QUANTIZE", "DEQUANTIZE", "custom TFLite_Detection_PostProcess"))
 HYBRID = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
+# Converters that read and make stored integers. The others see real numbers: what is quantised is dequantised before
+# them and quantised after them.
+_ON_INTEGERS = frozenset(
+    (
+        "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "EXP",
+        "FULLY_CONNECTED", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "PAD", "PADV2",
+        "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH", "TRANSPOSE_CONV",
+        "custom TFLite_Detection_PostProcess",
+    )
+)  # fmt: skip
+# These only move elements, or choose among them: they work on the stored integers of any type.
+_MOVES = frozenset(
+    (
+        "ARG_MAX", "ARG_MIN", "BATCH_TO_SPACE_ND", "BITCAST", "BROADCAST_TO", "CAST", "DENSIFY", "DEPTH_TO_SPACE",
+        "DILATE", "DYNAMIC_UPDATE_SLICE", "EMBEDDING_LOOKUP", "EXPAND_DIMS", "FILL", "GATHER", "GATHER_ND",
+        "MATRIX_DIAG", "MATRIX_SET_DIAG", "MIRROR_PAD", "ONE_HOT", "PACK", "RANK", "REDUCE_MAX", "REDUCE_MIN",
+        "RESHAPE", "RESIZE_NEAREST_NEIGHBOR", "REVERSE_SEQUENCE", "REVERSE_V2", "SCATTER_ND", "SELECT", "SELECT_V2",
+        "SHAPE", "SLICE", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH", "SPARSE_TO_DENSE", "SPLIT", "SPLIT_V", "SQUEEZE",
+        "STRIDED_SLICE", "TILE", "TOPK_V2", "TRANSPOSE", "UNIQUE", "UNPACK", "WHERE",
+    )
+)  # fmt: skip
 
 # The files that fill OWN.
-_FAMILIES = ("tflite_layers", "tflite_moves", "tflite_arithmetic", "tflite_detect", "tflite_signal")
+_FAMILIES = (
+    "tflite_layers",
+    "tflite_products",
+    "tflite_moves",
+    "tflite_blocks",
+    "tflite_counted",
+    "tflite_index",
+    "tflite_arithmetic",
+    "tflite_elementwise",
+    "tflite_detect",
+    "tflite_recurrent",
+    "tflite_signal",
+)
+
+# These keep state tensors from one run to the next.
+KEEP_STATE = frozenset(
+    (
+        "BIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_RNN", "LSTM", "RNN", "SVDF",
+        "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN",
+    )
+)  # fmt: skip
 
 Handler = Callable[[TfliteConverter, Operator], Expr]
 OWN: dict[str, Handler] = {}
@@ -59,6 +115,13 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
+def why_refused(name: str) -> str:
+    """Why an operator of the schema has no converter here; empty if it has one."""
+    if name.startswith("STABLEHLO"):
+        return "is an operator of StableHLO"
+    return _REFUSED.get(name, "")
+
+
 def make_converter(
     model: tflite.Model, graph: tflite.SubGraph, bb: Builder, weights: Weights, values: dict[int, np.ndarray]
 ) -> TfliteConverter:
@@ -67,19 +130,6 @@ def make_converter(
     A function, because its class derives from TVM's and TVM is imported late.
     """
     return _converter_class()(model, graph, bb, weights, values)
-
-
-class _BoundBuffer:
-    """The value of an input that is a constant, in the form of a buffer of the file."""
-
-    def __init__(self, value: np.ndarray) -> None:
-        self._bytes = np.frombuffer(value.tobytes(), np.uint8)
-
-    def DataLength(self) -> int:  # noqa: N802 - the schema's own name
-        return len(self._bytes)
-
-    def DataAsNumpy(self) -> np.ndarray:  # noqa: N802
-        return self._bytes
 
 
 @functools.cache
@@ -119,12 +169,27 @@ def _converter_class() -> type:
             given: dict[int, np.ndarray],
         ) -> None:
             super().__init__(model, graph, Constants(weights), bb)
-            self.given = given
+            # Constants that the file has not, or not in this form.
+            self.given = {**plain_values(model, graph), **given}
+            # What tensors look like while an operator is converted, if not as in the file.
+            self.looks: dict[int, Wrapper] = {}
+            # By output of the operator at hand: the axis whose size depends on data, and the number of entries there.
+            self.counters: dict[int, tuple[int, Expr]] = {}
+            # What an operator leaves in the state tensors that it keeps.
+            self.next_states: dict[int, Expr] = {}
             self.values: dict[int, Expr] = {}
             self.fetched: dict[int, Expr] = {}
 
         def bind(self, index: int, value: Expr) -> None:
             self.values[index] = value
+
+        def get_tensor_type_str(self, tensor_type: int) -> str:
+            if tensor_type not in DTYPES:
+                raise UnsupportedError("a tensor's data type is not supported", found=f"type {tensor_type}")
+            return DTYPES[tensor_type]
+
+        def get_tensor_type_as_numpy(self, tensor_wrapper: Wrapper) -> np.dtype:
+            return np.dtype(self.get_tensor_type_str(tensor_wrapper.tensor.Type()))
 
         def get_tensors(self, tensors_idx_list: Value) -> list[Wrapper]:
             indices = self._indices_or_empty(tensors_idx_list)
@@ -133,6 +198,8 @@ def _converter_class() -> type:
         def _wrapper(self, index: int) -> Wrapper:
             if index < 0:
                 return tvm_tflite.TensorWrapper(index, 0, 0)
+            if index in self.looks:
+                return self.looks[index]
             tensor = self.subgraph.Tensors(index)
             quantization = tensor.Quantization()
             parameters = None
@@ -146,8 +213,10 @@ def _converter_class() -> type:
                     "axis": int(quantization.QuantizedDimension()) if scales.size > 1 else 0,
                 }
             given = self.given.get(index)
-            buffer = self.model.Buffers(tensor.Buffer()) if given is None else _BoundBuffer(given)
-            return tvm_tflite.TensorWrapper(index, tensor, buffer, parameters)
+            if given is None:
+                return tvm_tflite.TensorWrapper(index, tensor, self.model.Buffers(tensor.Buffer()), parameters)
+            kind = INT8 if tensor.Type() == INT4 else tensor.Type()
+            return tvm_tflite.TensorWrapper(index, Disguised(tensor, kind), Held(given), parameters)
 
         def tensor(self, index: int) -> Expr:
             """Relax expression of tensor `index`, whether computed or constant."""
@@ -201,23 +270,13 @@ def _converter_class() -> type:
             name = self.name_of(operator)
             if name.startswith("custom ") and custom_op("", name.removeprefix("custom ")) is not None:
                 return None
-            if name not in OWN and (name not in self.convert_map or name in _REFUSED or name.startswith("STABLEHLO")):
-                return name
+            if name not in OWN:
+                why = why_refused(name)
+                if why or name not in self.convert_map:
+                    return name if name.startswith("custom ") else f"{name}, which {why or 'is not implemented'}"
             inputs = [item for item in self.get_tensors(operator.InputsAsNumpy()) if item.tensor_idx >= 0]
-            outputs = self.get_tensors(operator.OutputsAsNumpy())
-            if any(item.tensor.IsVariable() for item in inputs):
+            if any(item.tensor.IsVariable() for item in inputs) and name not in KEEP_STATE:
                 return f"{name} with a state variable"
-            if any(item.tensor.Sparsity() is not None for item in inputs) and name != "DENSIFY":
-                return f"{name} with sparse weights"
-            quantized = [item for item in (*inputs, *outputs) if item.qnn_params is not None]
-            if not quantized:
-                return None
-            float_ends = [item for item in (*inputs[:1], *outputs) if item.tensor.Type() in _FLOATS]
-            if float_ends and name not in _MIXED:
-                # Integer weights under float activations: the layers below widen them, nothing else can.
-                return None if name in HYBRID else f"{name} with dynamic-range quantised weights"
-            if name not in OWN and name not in self._SUPPORTED_QUANTIZED_OPS:
-                return f"quantised {name}"
             return None
 
         def is_hybrid(self, operator: tflite.Operator) -> bool:
@@ -230,10 +289,79 @@ def _converter_class() -> type:
         def convert(self, operator: tflite.Operator) -> list[Expr]:
             """The operator's outputs as Relax expressions."""
             name = self.name_of(operator)
-            own = OWN.get(name)
             custom = custom_op("", name.removeprefix("custom ")) if name.startswith("custom ") else None
             if custom is not None:
                 return self._custom(custom, operator, name)
+            ends = (*self.get_input_tensors(operator), *self.get_output_tensors(operator))
+            quantized = [item for item in ends if item.qnn_params is not None]
+            floats = any(item.tensor_idx >= 0 and item.tensor.Type() in _FLOATS for item in ends)
+            plain = name in _ON_INTEGERS and (not floats or name in _MIXED or name in HYBRID)
+            wide = any(item.tensor.Type() == INT16 for item in quantized)
+            plain = plain and not (wide and name in ("AVERAGE_POOL_2D", "MAX_POOL_2D"))
+            if not quantized or plain:
+                return self._results(operator, name)
+            outputs = self.get_output_tensors(operator)
+            # Integer weights under float activations are real numbers all the same.
+            stored = name in _MOVES and not any(item.tensor.Type() in _FLOATS for item in outputs)
+            with self._disguised(quantized, stored):
+                results = self._results(operator, name)
+            if stored:
+                return results
+            for item in quantized:
+                if int(item.tensor_idx) in self.next_states:
+                    value = self.next_states[int(item.tensor_idx)]
+                    self.next_states[int(item.tensor_idx)] = self.bb.emit(self.quantize(value, item))
+            return [
+                result if output.qnn_params is None else self.quantize(self.bb.emit(result), output)
+                for result, output in zip(results, outputs, strict=False)
+            ]
+
+        @contextlib.contextmanager
+        def _disguised(self, quantized: Sequence[Wrapper], stored: bool) -> Iterator[None]:
+            """Let quantised tensors look like plain ones: of their stored integers, or of the real numbers.
+
+            Stored integers are brought to the scale of the operator's first quantised output.
+            """
+            values = dict(self.values)
+            outputs = [item for item in quantized if not self._is_known(item)]
+            for item in quantized:
+                kind, buffer = item.tensor.Type(), item.buffer
+                if self._is_known(item):
+                    value = self.get_tensor_expr(item)
+                    if stored and outputs and not self.same_scale(item, outputs[0]):
+                        value = self.quantize(self.dequantize(value, item), outputs[0])
+                    elif not stored:
+                        kind, value = FLOAT32, self.dequantize(value, item)
+                        buffer = Held(self.real(item)) if buffer.DataLength() else buffer
+                    self.values[int(item.tensor_idx)] = self.bb.emit(value)
+                elif not stored:
+                    kind = FLOAT32
+                self.looks[int(item.tensor_idx)] = tvm_tflite.TensorWrapper(
+                    item.tensor_idx, Disguised(item.tensor, kind), buffer, None
+                )
+            try:
+                yield
+            finally:
+                self.looks.clear()
+                self.values = values
+
+        def _is_known(self, item: Wrapper) -> bool:
+            return int(item.tensor_idx) in self.values or item.buffer.DataLength() > 0
+
+        def real(self, item: Wrapper) -> np.ndarray:
+            """The real numbers (float32) of a constant tensor."""
+            stored = np.asarray(self.get_tensor_value(item))
+            if item.qnn_params is None:
+                return stored.astype(np.float32)
+            scale, zero = item.qnn_params["scale"].value.numpy(), item.qnn_params["zero_point"].value.numpy()
+            if scale.size > 1:
+                shape = [1] * stored.ndim
+                shape[item.qnn_params["axis"]] = scale.size
+                scale = scale.reshape(shape)
+            return np.asarray((stored.astype(np.int64) - int(zero)).astype(np.float32) * scale.astype(np.float32))
+
+        def _results(self, operator: tflite.Operator, name: str) -> list[Expr]:
+            own = OWN.get(name)
             result = own(self, operator) if own is not None else self.convert_map[name](op=operator)
             if isinstance(result, list):
                 return result
@@ -291,6 +419,13 @@ def _converter_class() -> type:
         def constant_weight(self, value: np.ndarray) -> Expr:
             """A table made by the compiler, as a constant or, if it is large, a weight."""
             return self.exp_tab.new_const(value, dtype=str(value.dtype), source_name=b"table")
+
+        def zero_of(self, tensor: Wrapper) -> int:
+            """What is stored for the number 0."""
+            quantization = self.subgraph.Tensors(int(tensor.tensor_idx)).Quantization()
+            if quantization is None or quantization.ZeroPointLength() == 0 or tensor.tensor.Type() in _FLOATS:
+                return 0
+            return int(quantization.ZeroPoint(0))
 
         def same_scale(self, left: Wrapper, right: Wrapper) -> bool:
             """Whether two tensors are quantised alike (or both not at all)."""

@@ -52,8 +52,13 @@ class Variables:
         #: In the order of their names; one that is never set is its first value.
         self.known = {name: Variable(name, tensors[name], first.get(name)) for name in sorted(tensors)}
         self.kept = tuple(variable for name, variable in self.known.items() if name in assigned)
+        #: Tensors that operators keep themselves, by number; their variables have the tensors' names.
+        self.tensors = self._kept_tensors(graph)
+        own = {name: Variable(name, tensor, None) for tensor, name in self.tensors.items()}
+        self.known |= own
+        self.kept += tuple(own.values())
         for name, variable in self.known.items():
-            if name not in assigned and variable.first is None:
+            if name not in assigned and name not in own and variable.first is None:
                 raise ModelError("a variable is read but never set", where=f"variable {name!r}")
 
     def of(self, operator: Operator) -> str:
@@ -67,6 +72,16 @@ class Variables:
                 allowed="the result of VAR_HANDLE in the main graph",
             )
         return self.handles[handle]
+
+    def _kept_tensors(self, graph: tflite.SubGraph) -> dict[int, str]:
+        read = {int(operator.Inputs(i)) for operator in _operators(graph) for i in range(operator.InputsLength())}
+        found: dict[int, str] = {}
+        for index in sorted(read):
+            if index >= 0 and graph.Tensors(index).IsVariable():
+                name = tensor_name(graph, index)
+                taken = name in self.known or name in found.values()
+                found[index] = f"{name} #{index}" if taken else name
+        return found
 
     def _handles(self, graph: tflite.SubGraph) -> dict[int, str]:
         import tflite

@@ -19,7 +19,16 @@ def _fields(**fields: str) -> dict[int, FieldType]:
     return {index: FieldType(name, kind) for index, (name, kind) in enumerate(fields.items())}
 
 
-_OPTIONS = "?"
+def _union(last: int, **members: int) -> str:
+    """A union of `last` members of which only these have more than numbers in them."""
+    names = {number: name for name, number in members.items()}
+    return "|" + ",".join(names.get(number, "") for number in range(1, last + 1))
+
+
+_OPTIONS = _union(
+    126, ReshapeOptions=17, SqueezeOptions=30, HashtableOptions=107, VarHandleOptions=111, BucketizeOptions=115
+)
+_INDICES = "|Int32Vector,Uint16Vector,Uint8Vector"
 SCHEMA = {
     "Model": _fields(
         version="u32",
@@ -54,7 +63,22 @@ SCHEMA = {
         quantized_dimension="i32",
     ),
     "SparsityParameters": _fields(traversal_order="[i32]", block_map="[i32]", dim_metadata="[DimensionMetadata]"),
-    "DimensionMetadata": _fields(format="i8", dense_size="i32"),
+    "DimensionMetadata": _fields(
+        format="i8",
+        dense_size="i32",
+        array_segments_type="u8",
+        array_segments=_INDICES,
+        array_indices_type="u8",
+        array_indices=_INDICES,
+    ),
+    "Int32Vector": _fields(values="[i32]"),
+    "Uint16Vector": _fields(values="[u16]"),
+    "Uint8Vector": _fields(values="[u8]"),
+    "ReshapeOptions": _fields(new_shape="[i32]"),
+    "SqueezeOptions": _fields(squeeze_dims="[i32]"),
+    "HashtableOptions": _fields(table_id="i32", key_dtype="i8", value_dtype="i8"),
+    "VarHandleOptions": _fields(container="string", shared_name="string"),
+    "BucketizeOptions": _fields(boundaries="[f32]"),
     "Operator": _fields(
         opcode_index="u32",
         inputs="[i32]",
