@@ -193,8 +193,10 @@ def main() -> int:
     known: dict[str, dict[str, tuple[float | None, str]]] = {}
     if options.results is not None and options.results.exists():
         known = json.loads(options.results.read_text(encoding="utf-8"))
-    chosen = [task for task in tasks(options.models) if not words or any(word in task.name.lower() for word in words)]
-    for task in chosen:
+    every = tasks(options.models)
+    for task in every:
+        if words and not any(word in task.name.lower() for word in words):
+            continue
         results, reference = known.setdefault(task.name, {}), None
         for name, engine in engines.items():
             if name in results:
@@ -207,8 +209,11 @@ def main() -> int:
             print(f"{task.name}: {name}: {results[name]} {seconds:.0f} s", file=sys.stderr, flush=True)
             if options.results is not None:
                 options.results.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    text = table([(task, known[task.name]) for task in chosen], list(engines))
-    if options.print or options.calibrators or words:
+    done = [task for task in every if set(engines) <= set(known.get(task.name, {}))]
+    text = table([(task, known[task.name]) for task in done], list(engines))
+    if len(done) < len(every):
+        text += "\nNot run here: " + ", ".join(task.name for task in every if task not in done) + "."
+    if options.print or options.calibrators or (words and options.results is None):
         print(text)
         return 0
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
