@@ -185,7 +185,7 @@ def test_a_tflite_model_is_cut_too(tmp_path: Path) -> None:
         Op("CUSTOM", (2,), (3,), custom="Sparkle"),
         Op("ABS", (3,), (4,)),
         Op("NEG", (2,), (5,)),
-        Op("WHERE", (4,), (6,)),
+        Op("RANDOM_UNIFORM", (4,), (6,)),
     ]
     path = tmp_path / "net.tflite"
     path.write_bytes(tflite_of(tensors, ops, [0], [5, 6]))
