@@ -30,7 +30,7 @@ input under qemu-user, which refuses instructions that the board does not have; 
 a reference runtime gave. The difference is the largest one of all outputs, relative to the largest reference value; of
 quantised models it is in units of their outputs. What is allowed is what the tests allow on the compiling machine.
 
-{count} of {of} models are within it.
+{count} of the {of} models that were run are within it.
 
 | model | difference | allowed |
 |---|---:|---:|
@@ -98,12 +98,13 @@ def judge(case: Any, target: str, folder: Path) -> Result:
     return Result(case.file, target, found, limit, time.monotonic() - started)
 
 
-def write_page(results: Sequence[Result]) -> None:
-    """Write the table."""
+def write_page(results: Sequence[Result], every: Sequence[str]) -> None:
+    """Write the table, with a row for each of `every` model that was not run."""
     lines = [
         f"| {r.file} | {r.problem or f'{r.found:.2g}'} | {r.allowed:.2g} |"
         for r in sorted(results, key=lambda r: r.file)
     ]
+    lines += [f"| {name} | not run yet | |" for name in sorted(set(every) - {r.file for r in results})]
     good = sum(r.good for r in results)
     PAGE.write_text(_HEADER.format(target=results[0].target, count=good, of=len(results)) + "\n".join(lines) + "\n")
 
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             done[case.file] = result
             print(f"{'ok  ' if result.good else 'FAIL'} {result}", flush=True)
     if options.write and done:
-        write_page(list(done.values()))
+        write_page(list(done.values()), [case.file for case in CASES])
     return 0 if all(result.good for result in done.values()) else 1
 
 

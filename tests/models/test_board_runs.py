@@ -27,8 +27,9 @@ def test_the_page_and_what_is_kept(tmp_path, monkeypatch):
     bad = Result("b.onnx", "raspberry-pi-4", -1, 1e-4, 3.0, "RunError: it ended by SIGILL")
     assert good.good
     assert not bad.good
-    write_page([bad, good])
+    write_page([bad, good], ["a.onnx", "b.onnx", "c.onnx"])
     text = (tmp_path / "models.md").read_text()
-    assert "1 of 2 models" in text
+    assert "1 of the 2 models" in text
+    assert text.endswith("| c.onnx | not run yet | |\n")
     assert "| a.onnx | 1e-06 | 0.0001 |\n| b.onnx | RunError: it ended by SIGILL | 0.0001 |" in text
     assert read(tmp_path / "none.jsonl") == {}
