@@ -18,6 +18,7 @@ from targets.isa import llvm_objdump
 _FLOAT = {
     "x86-64-v3": re.compile(r"\sv?((add|sub|mul|div|max|min|sqrt)[ps][sd]|fn?m(add|sub)\w*[ps][sd]|cvt\w+)\s"),
     "raspberry-pi-4": re.compile(r"\s(f(add|sub|mul|div|mla|mls|madd|msub|max|min)\w*|[us]cvtf|fcvt\w+)\s"),
+    "raspberry-pi-4-32bit": re.compile(r"\sv\w+\.(f(32|64)|[us]32\.f\d+)\s"),
 }
 
 

@@ -33,15 +33,15 @@ def high_multiply(x: Any, multiplier: Any) -> Any:  # noqa: ANN401 - TIR express
     return tirx.shift_right(product, tirx.const(31, "int64")).astype("int32")
 
 
-def _once(x: Any, multiplier: Any, shift: Any) -> Any:  # noqa: ANN401 - TIR expressions
+def multiply_once(x: Any, multiplier: Any, shift: Any) -> Any:  # noqa: ANN401 - TIR expressions
     """Return (x * multiplier + 2^(30 + shift)) >> (31 + shift): int32."""
     by = shift.astype("int64") + tirx.const(31, "int64")
     half = tirx.shift_left(tirx.const(1, "int64"), by - tirx.const(1, "int64"))
     return tirx.shift_right(x.astype("int64") * multiplier.astype("int64") + half, by).astype("int32")
 
 
-def define(builder: Any, call: Any, multiply: Any = high_multiply) -> Any:  # noqa: ANN401
-    """Return the loop nest of a call of the operator; `multiply` computes h."""
+def define(builder: Any, call: Any, multiply: Any = high_multiply, once: Any = multiply_once) -> Any:  # noqa: ANN401
+    """Return the loop nest of a call of the operator; `multiply` computes h, `once` the product rounded once."""
     attrs = call.attrs
     low, high = (tirx.const(int(attrs[key]), "int32") for key in ("low", "high"))
     rounding = str(attrs["rounding"])
@@ -58,7 +58,7 @@ def define(builder: Any, call: Any, multiply: Any = high_multiply) -> Any:  # no
                 for item in sources
             )
             if rounding == "once":
-                return tirx.min(tirx.max(_once(x(*index), m, s) + t, low), high).astype(str(attrs["dtype"]))
+                return tirx.min(tirx.max(once(x(*index), m, s) + t, low), high).astype(str(attrs["dtype"]))
             h = multiply(x(*index), m)
             if rounding == "away":
                 h = h + tirx.shift_right(h, tirx.const(31, "int32"))

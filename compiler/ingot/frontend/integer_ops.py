@@ -116,13 +116,9 @@ def _define_average_pool(builder: Expr, call: Expr) -> Expr:
     return builder.call_te(compute, call.args[0], primfunc_name_hint="average_pool")
 
 
-def _round_half(x: Expr, power: Expr) -> Expr:
-    """Return x / 2^power in 64 bits for x >= 0, rounded."""
-    one = tirx.const(1, "int64")
-    return tirx.shift_right(x + tirx.shift_left(one, power - one), power)
-
-
-def _reciprocals(shape: tuple[int, ...], total: Expr, zeros: Expr, attrs: dict[str, str]) -> Expr:
+def _reciprocals(
+    shape: tuple[int, ...], total: Expr, zeros: Expr, attrs: dict[str, str], multiply: Callable[[Expr, Expr], Expr]
+) -> Expr:
     """Return 1 / (total * 2^(zeros - 31)) with 31 bits after the point, as a TE tensor of int32.
 
     total: positive int32; zeros: its leading zero bits. Three steps of Newton's method from 48/17 - 32/17 x, x being
@@ -137,30 +133,37 @@ def _reciprocals(shape: tuple[int, ...], total: Expr, zeros: Expr, attrs: dict[s
         return te.compute(shape, value, name=f"row_{name}_scale")
 
     def halved(*row: Expr) -> Expr:
-        wide = tirx.shift_left(total(*row).astype("int64"), zeros(*row).astype("int64"))
-        return tirx.shift_right(wide, tirx.const(1, "int64")).astype("int32")
+        return tirx.shift_left(total(*row), zeros(*row) - tirx.const(1, "int32"))
 
     half = stage("half", halved)
-    x = stage("guess", lambda *row: number(48 / 17, 29) + high_multiply(half(*row), number(-32 / 17, 29)))
+    x = stage("guess", lambda *row: number(48 / 17, 29) + multiply(number(-32 / 17, 29), half(*row)))
 
     def improved(x: Expr, step: int) -> Expr:
-        error = stage(f"error{step}", lambda *row: number(1, 29) - high_multiply(half(*row), x(*row)))
-        return stage(f"step{step}", lambda *row: x(*row) + high_multiply(x(*row), error(*row)) * number(4, 0))
+        error = stage(f"error{step}", lambda *row: number(1, 29) - multiply(x(*row), half(*row)))
+        return stage(f"step{step}", lambda *row: x(*row) + multiply(x(*row), error(*row)) * number(4, 0))
 
     for step in range(3):
         x = improved(x, step)
-    most = tirx.const((1 << 31) - 1, "int64")
 
     def doubled(*row: Expr) -> Expr:
-        return tirx.min(x(*row).astype("int64") * tirx.const(2, "int64"), most).astype("int32")
+        half_of_most, most = (tirx.const(v, "int32") for v in ((1 << 30) - 1, (1 << 31) - 1))
+        return tirx.Select(x(*row) > half_of_most, most, x(*row) * tirx.const(2, "int32"))
 
     return te.compute(shape, doubled, name="row_scale", attrs=attrs)
 
 
-def define_softmax(builder: Expr, call: Expr, attrs: dict[str, str] | None = None) -> Expr:
-    """Return the loop nest of a softmax: blocks named `row_...` and the result; `attrs` annotates the last of them."""
+def define_softmax(
+    builder: Expr,
+    call: Expr,
+    attrs: dict[str, str] | None = None,
+    multiply: Callable[[Expr, Expr], Expr] = high_multiply,
+) -> Expr:
+    """Return the loop nest of a softmax: blocks named `row_...` and the result; `attrs` annotates the last of them.
+
+    `multiply` is the rounding doubling high multiply of int32. Nothing here is wider than 32 bits.
+    """
     dtype = str(call.args[0].ty.dtype.dtype)
-    least, most = (tirx.const(int(v), "int64") for v in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+    least, most = (tirx.const(int(v), "int32") for v in (np.iinfo(dtype).min, np.iinfo(dtype).max))
 
     def compute(x: Expr, table: Expr) -> Expr:
         *rows, length = (int(dim) for dim in x.shape)
@@ -179,14 +182,21 @@ def define_softmax(builder: Expr, call: Expr, attrs: dict[str, str] | None = Non
 
         total = te.compute(shape, lambda *row: te.sum(coarse(*row), axis=[j]), name="row_sum")
         zeros = te.compute(shape, lambda *row: tirx.clz(total(*row)).astype("int32"), name="row_zeros_scale")
-        scale = _reciprocals(shape, total, zeros, attrs or {})
+        shift = te.compute(
+            shape,
+            lambda *row: tirx.min(tirx.const(SUM_BITS + 31 - 8 - 1, "int32") - zeros(*row), tirx.const(31, "int32")),
+            name="row_shift_scale",
+        )
+        scale = _reciprocals(shape, total, zeros, attrs or {}, multiply)
 
         def share(*i: Expr) -> Expr:
             row = i[:-1] if rows else (tirx.const(0, "int64"),)
             power = table[top(*row) - at(row, i[-1])]
-            shift = tirx.const(SUM_BITS + 31 - 8, "int64") - zeros(*row).astype("int64")
-            result = _round_half(high_multiply(power, scale(*row)).astype("int64"), shift) + least
-            return tirx.min(result, most).astype(dtype)
+            # One bit less than the shift, rounded by the last: adding the half first would overflow. The mask changes
+            # nothing but tells TVM the shift's bounds, without which it takes the result to be small and drops the min.
+            less, one = tirx.bitwise_and(shift(*row), tirx.const(31, "int32")), tirx.const(1, "int32")
+            more = tirx.shift_right(multiply(scale(*row), power), less)
+            return tirx.min(tirx.shift_right(more + one, one) + least, most).astype(dtype)
 
         return te.compute(x.shape, share, name="softmax")
 

@@ -61,8 +61,12 @@ def _topi() -> Any:  # noqa: ANN401
 DEFINITIONS: dict[str, Callable[[Any, Any], Any]] = {
     "relax.max": _extremum(tirx.max, float("-inf"), "max"),
     "relax.min": _extremum(tirx.min, float("inf"), "min"),
-    relax_fixed_point.REQUANTIZE: functools.partial(relax_fixed_point.define, multiply=fixed_point.multiply),
+    relax_fixed_point.REQUANTIZE: functools.partial(
+        relax_fixed_point.define, multiply=fixed_point.multiply, once=fixed_point.once
+    ),
     integer_ops.SOFTMAX: functools.partial(
-        integer_ops.define_softmax, attrs=annotate_block("softmax", "rows", RowsConfig(1, 1))
+        integer_ops.define_softmax,
+        attrs=annotate_block("softmax", "rows", RowsConfig(1, 1)),
+        multiply=fixed_point.multiply,
     ),
 }

@@ -19,27 +19,37 @@ from tvm.ir import Op, register_op_attr
 from tvm.ir import _ffi_api as tvm_ir
 from tvm.script import tirx as T  # noqa: N812 - the name TVM's script parser knows
 
-from ingot.frontend.fixed_point import high_multiply
+from ingot.frontend.fixed_point import high_multiply, multiply_once
 from ingot.target import Target
 
 _NAME = "tirx.ingot_high_multiply"
+_ONCE = "tirx.ingot_multiply_once"
 _PURE = 1
 
 
-def _register() -> None:
-    if _NAME not in [str(name) for name in Op.list_op_names()]:
-        tvm_ir.RegisterOp(_NAME, "(x * m + 2^30) >> 31")
-        register_op_attr(_NAME, "TCallEffectKind", _PURE)
-        register_op_attr(_NAME, "TVectorizable", True)
-        register_op_attr(_NAME, "TScriptPrinterName", "ingot_high_multiply")
+def _register(name: str, meaning: str) -> None:
+    if name not in [str(known) for known in Op.list_op_names()]:
+        tvm_ir.RegisterOp(name, meaning)
+        register_op_attr(name, "TCallEffectKind", _PURE)
+        register_op_attr(name, "TVectorizable", True)
+        register_op_attr(name, "TScriptPrinterName", name.removeprefix("tirx."))
 
 
-_register()
+_register(_NAME, "(x * m + 2^30) >> 31")
+_register(_ONCE, "(x * m + 2^(30 + s)) >> (31 + s)")
 
 
 def multiply(x: Any, multiplier: Any) -> Any:  # noqa: ANN401 - TIR expressions
     """Return the operator on int32 scalars; `multiplier` is not negative."""
     return tirx.call_intrin("int32", _NAME, x, multiplier)
+
+
+def once(x: Any, multiplier: Any, shift: Any) -> Any:  # noqa: ANN401 - TIR expressions
+    """Return the operator of one rounding on int32 scalars: always by its definition, since few kernels use it.
+
+    An operator too, because 64-bit numbers in a loop nest would be narrowed on 32-bit targets.
+    """
+    return tirx.call_intrin("int32", _ONCE, x, multiplier, shift)
 
 
 def lower(function: Any, target: Target) -> Any:  # noqa: ANN401 - a lowered, vectorised PrimFunc
@@ -48,6 +58,8 @@ def lower(function: Any, target: Target) -> Any:  # noqa: ANN401 - a lowered, ve
     intrinsic = neon.get(target.arch, "") if "neon" in target.features else ""
 
     def call(expr: Any) -> Any:  # noqa: ANN401
+        if str(getattr(expr.op, "name", "")) == _ONCE:
+            return multiply_once(*expr.args) if int(expr.ty.dtype.lanes) == 1 else _once_in_64_bits(*expr.args)
         if str(getattr(expr.op, "name", "")) != _NAME:
             return expr
         x, multiplier = expr.args
@@ -108,6 +120,19 @@ def _in_64_bits(x: Any, m: Any, lanes: int) -> Any:  # noqa: ANN401
     """Return the definition on vectors."""
     wide = f"int64x{lanes}"
     half, by = (tirx.Broadcast(tirx.const(v, "int64"), lanes) for v in (1 << 30, 31))
+    return tirx.shift_right(x.astype(wide) * m.astype(wide) + half, by).astype(f"int32x{lanes}")
+
+
+def _once_in_64_bits(x: Any, m: Any, s: Any) -> Any:  # noqa: ANN401
+    """Return the definition of one rounding on vectors."""
+    lanes = int(x.ty.dtype.lanes)
+    wide = f"int64x{lanes}"
+
+    def number(value: int) -> Any:  # noqa: ANN401
+        return tirx.Broadcast(tirx.const(value, "int64"), lanes)
+
+    by = s.astype(wide) + number(31)
+    half = tirx.shift_left(number(1), by - number(1))
     return tirx.shift_right(x.astype(wide) * m.astype(wide) + half, by).astype(f"int32x{lanes}")
 
 
