@@ -1,7 +1,9 @@
-"""TFLite's operators: one form of each in each dtype goes on giving LiteRT's results; what is refused says so."""
+"""TFLite's operators: one form of each in two dtypes goes on giving LiteRT's results; what is refused says so."""
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +17,21 @@ from frontend.tiny_models import Op, Tensor, tflite_of
 from ingot.errors import UnsupportedError
 from ingot.frontend import import_model
 
-#: Cases of one compiled model; all of them are about 600.
-TOGETHER = 100
-
 
 def _chosen() -> list[Case]:
-    known = set(passing())
-    return [case for case in sample(cases()) if case.name in known]
+    """Of each operator the first dtype and one more, the same every time; scripts/conformance runs all."""
+    known, kinds = set(passing()), defaultdict(list)
+    for case in sample(cases()):
+        if case.name in known:
+            kinds[case.operator].append(case)
+    more = [random.Random(name).choice(found[1:]) for name, found in kinds.items() if len(found) > 1]
+    return [*(found[0] for found in kinds.values()), *more]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", range(3))
 def test_cases_that_passed_still_pass(part: int, tmp_path: Path) -> None:
-    chosen = _chosen()[part::6]
+    chosen = _chosen()[part::3]
     assert len(chosen) > 60
     judged = [item for case in chosen if isinstance(item := judge(case), Judged)]
     assert len(judged) == len(chosen)
