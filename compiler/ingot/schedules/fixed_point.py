@@ -68,10 +68,13 @@ def lower(function: Any, target: Target) -> Any:  # noqa: ANN401 - a lowered, ve
             return high_multiply(x, multiplier) if lanes == 1 else _in_64_bits(x, multiplier, lanes)
         return _on_neon(x, multiplier, lanes, intrinsic) if intrinsic else _by_halves(x, multiplier, lanes)
 
-    lowered = tvm_ffi.structural_map(function, [(ir.Call, call)])
-    if target.arch != "aarch64" or not intrinsic:
-        return lowered
-    return tvm_ffi.structural_map(lowered, [(tirx.Cast, _saturate)])
+    if target.arch == "aarch64" and intrinsic:
+        function = tvm_ffi.structural_map(function, [(tirx.Cast, _saturate)])
+    return tvm_ffi.structural_map(function, [(ir.Call, call)])
+
+
+def _is_multiply(call: Any) -> bool:  # noqa: ANN401
+    return str(getattr(call.op, "name", "")) == _NAME
 
 
 def _saturate(expr: Any) -> Any:  # noqa: ANN401
@@ -81,7 +84,12 @@ def _saturate(expr: Any) -> Any:  # noqa: ANN401
         return expr
     limits = {"int8": (-128, 127), "uint8": (0, 255)}[kind]
     value, (low, high) = _unclipped(expr.value, limits)
-    if low < limits[0] or high > limits[1] or value is expr.value:
+    multiplications: list[Any] = []
+    tvm_ffi.structural_walk(
+        value, [(ir.Call, lambda call: multiplications.append(call) if _is_multiply(call) else None)]
+    )
+    # The value is written once for every part of it: of several in a row that would be too much code.
+    if value is expr.value or len(multiplications) != 1:
         return expr
     count = int(lanes)
     narrow = _narrow("llvm.aarch64.neon.sqxtn.v4i16", "int16", count, 4, value, "int32")
