@@ -277,6 +277,8 @@ def _converter_class() -> type:
             inputs = [item for item in self.get_tensors(operator.InputsAsNumpy()) if item.tensor_idx >= 0]
             if any(item.tensor.IsVariable() for item in inputs) and name not in KEEP_STATE:
                 return f"{name} with a state variable"
+            if name in KEEP_STATE and inputs and inputs[0].qnn_params is not None:
+                return f"{name} with quantised activations"
             return None
 
         def is_hybrid(self, operator: tflite.Operator) -> bool:
