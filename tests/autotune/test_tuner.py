@@ -43,11 +43,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_trial_is_a_record(folder: Path) -> None:
-    records, counts = read(log_path(folder / "logs", TARGET.name))
+    records, counts = read(log_path(folder / "logs", TARGET.log_name))
     assert counts.skipped == 0
     tasks = {t.key: t for t in tasks_of(small_state(folder))}
     assert {r.task for r in records} == set(tasks)
-    assert all(r.ok and r.threads == 1 and r.target == TARGET.name for r in records)
+    assert all(r.ok and r.threads == 1 and r.target == TARGET.log_name for r in records)
     for key, task in tasks.items():  # each default is measured too: it is what the others are compared with
         assert any(dict(r.config) == encode(task.default) for r in records if r.task == key)
 
@@ -94,7 +94,7 @@ def test_compile_uses_the_log_and_stays_reproducible(folder: Path) -> None:
     other = {t.key: next(c for c in t.space if type(c) is type(t.default) and c != t.default) for t in tasks}
     for task in tasks:
         rows = [(task.default, 100.0), (other[task.key], 50.0)]
-        append(log_path(logs, TARGET.name), [record(task.key, encode(c), ns) for c, ns in rows])
+        append(log_path(logs, TARGET.log_name), [record(task.key, encode(c), ns) for c, ns in rows])
     model = folder / "small.onnx"
     model.write_bytes(small_model())
     plain = ingot.compile(model, selftest=False)
@@ -106,7 +106,7 @@ def test_compile_uses_the_log_and_stays_reproducible(folder: Path) -> None:
 def record(
     task: str, config: Mapping[str, int | str], ns: float | None, status: str = "ok", threads: int = 1
 ) -> Record:
-    return Record(TARGET.name, task, threads, config, status, ns)
+    return Record(TARGET.log_name, task, threads, config, status, ns)
 
 
 def choice(folder: Path) -> Choice:

@@ -280,7 +280,8 @@ _QUANTIZATION = {"scales": [_is_scale], "zero_points": [_is_zero_point], "axis":
 _SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("name", "compiler", "precision", "weights_sha256"), _is_word),
     **dict.fromkeys(
-        ("arena_bytes", "state_bytes", "memory_bytes", "weights_bytes", "kernels", "steps", "macs"), _is_size
+        ("arena_bytes", "state_bytes", "memory_bytes", "weights_bytes", "kernels", "steps", "macs", "integer_macs"),
+        _is_size,
     ),
     "selftest": lambda value: type(value) is bool,
     "target": {
