@@ -7,6 +7,7 @@ import pytest
 from tvm import relax
 
 from ingot.passes.invariants import check
+from ingot.passes.rewriter import bindings_of, dtype_of
 from passes.build import close, finish, kernel_functions, normal, numbers, ops, relax_state, run_steps
 
 op = relax.op
@@ -69,6 +70,26 @@ def test_a_sum_of_two_convolutions_joins_one_of_them(tmp_path):
     assert ops(state) == ["call_tir", "call_tir"]
     x = normal(X)
     close(numbers(state, [x], tmp_path, "lower")[0], np.maximum(conv(x, W) + conv(x, V), 0))
+
+
+def test_a_sum_of_two_convolutions_bytes_reads_bytes(tmp_path):
+    def branch(e, x, w, factor):
+        stored = e(op.astype(e(op.round(e(op.clip(e(op.nn.conv2d(x, w, **LAYOUT)), -127, 127)))), "int8"))
+        return e(op.multiply(e(op.astype(stored, "int32")), relax.const(factor, "int32")))
+
+    def body(e, x, w, v):
+        return [e(op.add(branch(e, x, w, 3), branch(e, x, v, 5)))]
+
+    state = fused({"x": X}, {"w": W, "v": V}, body)
+    first, second = bindings_of(state.module["main"])[:2]
+    assert dtype_of(first.var) == "int8"
+    assert dtype_of(second.var) == "int32"
+    assert ops(state) == ["call_tir", "call_tir"]
+    x = (40 * normal(X)).astype(np.float32)
+    bytes_of = [np.round(np.clip(conv(x, w), -127, 127)) for w in (W, V)]
+    found = numbers(state, [x], tmp_path, "lower")[0]
+    # Sums of another order may round one value to its neighbour.
+    assert (found != 3 * bytes_of[0] + 5 * bytes_of[1]).mean() < 0.01
 
 
 def test_a_value_with_two_readers_is_stored_for_both(tmp_path):

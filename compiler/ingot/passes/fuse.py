@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from ingot.passes.definitions import DEFINITIONS
-from ingot.passes.rewriter import Rewriter, op_name, prune, rebuild, rewrite
+from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, prune, rebuild, rewrite, uses_of
 from ingot.passes.state import State
 
 # A reshape moves no data: the memory plan gives both names the same bytes.
@@ -16,18 +16,25 @@ _VIEWS = ["relax.reshape"]
 _DEQUANTIZE = "relax.dequantize"
 # FuseOps' pattern kind of an operator each of whose results depends on any one element of its operands.
 _INJECTIVE = 2
+#: An operator that does nothing and that nothing is fused with.
+_BARRIER = "relax.builtin.stop_lift_params"
+_BYTES = ("int8", "uint8")
+_SUMS = ("relax.add", "relax.subtract", "relax.multiply")
 
 
 def fuse(state: State) -> State:
     """Give every remaining operator its loop nest, and group neighbours into one kernel each.
 
-    Step 1: dequantize is copied to each of its readers.
+    Step 1: dequantize is copied to each of its readers; a barrier keeps the first of two sums' bytes in memory.
     Step 2: all other operators are legalised and fused, so that a kernel ends with quantize.
     Step 3: dequantize is legalised and fused with the kernel that reads it: integers, not floats, lie in memory.
+    Step 4: the barriers go.
     Ensures that `main` holds only calls of PrimFuncs, reshapes, tuples and tuple items.
     """
-    state = _fused(rewrite(state, _copy_dequantize()), skip=[*_VIEWS, _DEQUANTIZE])
-    return _fused(state, skip=_VIEWS)
+    state = rewrite(state, _copy_dequantize())
+    state = rewrite(state, _put_barriers(state))
+    state = _fused(_fused(state, skip=[*_VIEWS, _DEQUANTIZE]), skip=_VIEWS)
+    return rewrite(state, lambda _, call, args: args[0] if op_name(call) == _BARRIER else None)
 
 
 def _copy_dequantize() -> Any:  # noqa: ANN401 - a visitor
@@ -49,6 +56,44 @@ def _copy_dequantize() -> Any:  # noqa: ANN401 - a visitor
         if op_name(call) == _DEQUANTIZE:
             return None
         return rebuild(call, [own(rewriter, arg) for arg in args])
+
+    return visit
+
+
+def _put_barriers(state: State) -> Any:  # noqa: ANN401 - a visitor
+    """Step 1: return a visitor that puts a barrier before bytes become wider, where two kernels meet in a sum.
+
+    Only one of the two can compute the sum. The other would take the conversion of its own result with it and leave
+    four bytes in memory where there was one.
+    """
+    main = state.module["main"]
+    uses = uses_of(main)
+    definition = {binding.var: binding.value for binding in bindings_of(main)}
+    place = {var: index for index, var in enumerate(definition)}
+
+    def widening(expr: Any) -> Any:  # noqa: ANN401
+        """Return the call that widens the bytes from which alone `expr` is computed, None if there is none."""
+        while expr in definition and uses.get(expr) == 1:
+            call = definition[expr]
+            computed = [arg for arg in getattr(call, "args", ()) if arg in definition]
+            if len(computed) != 1:
+                return None
+            (expr,) = computed
+            if op_name(call) == "relax.astype" and dtype_of(expr) in _BYTES:
+                return call if uses.get(expr) == 1 else None
+        return None
+
+    chosen: list[Any] = []
+    for value in definition.values():
+        if op_name(value) in _SUMS:
+            calls = [call for call in map(widening, value.args) if call is not None]
+            if len(calls) > 1:
+                chosen.append(min(calls, key=lambda call: place[call.args[0]]))
+
+    def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+        if not any(call.same_as(one) for one in chosen):
+            return None
+        return rebuild(call, [rewriter.emit(relax.op.builtin.stop_lift_params(args[0]))])
 
     return visit
 
