@@ -73,7 +73,8 @@ def test_runs_killed_and_interrupted_in_the_middle_lose_nothing(tiny_model: Path
         time.sleep(0.05)
     second.send_signal(signal.SIGINT)
     out, err = second.communicate(timeout=300)
-    assert second.returncode == 130, err
+    # Python dies by the signal itself, which a shell calls 130 too, where it interrupts the import of a module.
+    assert second.returncode in (130, -signal.SIGINT), err
     assert "known before" in out
     assert "Traceback" not in err
     after, _ = read(path)
