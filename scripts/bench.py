@@ -176,7 +176,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     if not args.no_append:
-        command = shlex.join(["scripts/bench", *sys.argv[1:]])
+        files = {str(path): path.name for path in args.models}  # where they lie on this machine is nobody's concern
+        command = shlex.join(["scripts/bench", *(files.get(word, word) for word in sys.argv[1:])])
         PAGE.write_text(PAGE.read_text("utf-8").rstrip() + "\n\n" + markdown(rows, command, args.seconds), "utf-8")
         print(f"added to {PAGE.relative_to(REPO)}")
     return 0
