@@ -9,7 +9,6 @@ interpreter computed in float32. The run has a process of its own, as the interp
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import tvm_ffi
 from tvm import ir, tirx
 
 from ingot.errors import IngotError
+from ingot.packager.apart import TIME_LIMIT_S, ask
 from ingot.packager.artifact import package
 from ingot.packager.codegen import generate_code
 from ingot.packager.selftest import SelfTest, random_inputs
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_TIME_LIMIT_S = 180
 #: The selftest allows this many times the measured error.
 _SELFTEST_MARGIN = 2.0
 
@@ -122,7 +121,7 @@ def measure(
         artifact = package(here, imported, host, precision=precision, selftest=None)
         outputs = _run(artifact.library, imported, selftest.seed)
     except subprocess.TimeoutExpired:
-        return (), f"the model took longer than {_TIME_LIMIT_S} s"
+        return (), f"the model took longer than {TIME_LIMIT_S} s"
     except IngotError as error:
         return (), str(error).splitlines()[0]
     except (OSError, ValueError, KeyError) as error:
@@ -161,26 +160,11 @@ def _foreign_intrinsics(functions: Mapping[str, Any]) -> str:
 def _run(library: bytes, imported: Imported, seed: int) -> list[Array]:
     """Return the outputs of a library for this machine, computed in a process of its own."""
     specs = [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in imported.inputs]
-    package_root = str(Path(__file__).resolve().parent.parent.parent)
-    python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
         path, answer = Path(folder) / "model.so", Path(folder) / "answer.npz"
         path.write_bytes(library)
-        done = subprocess.run(
-            [sys.executable, "-m", "ingot.packager.half_error", str(path), str(answer)],
-            input=json.dumps({"inputs": specs, "seed": seed}),
-            env={**os.environ, "PYTHONPATH": python_path},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIME_LIMIT_S,
-            check=False,
-        )
-        if done.returncode != 0 or not answer.exists():
-            lines = done.stderr.strip().splitlines()
-            raise ValueError(lines[-1] if lines else f"the model ended with status {done.returncode}")
-        with np.load(answer, allow_pickle=False) as file:
-            return [file[f"output_{i}"] for i in range(len(file.files))]
+        found = ask("ingot.packager.half_error", {"inputs": specs, "seed": seed}, path, answer, answer=answer)
+        return [found[f"output_{i}"] for i in range(len(found))]
 
 
 def _compare(imported: Imported, outputs: list[Array], selftest: SelfTest) -> tuple[OutputError, ...]:

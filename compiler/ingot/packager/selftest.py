@@ -8,7 +8,6 @@ whole compiler. It runs in a process of its own: a crash or a hang in it costs t
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ingot.packager.apart import TIME_LIMIT_S, ask
 
 if TYPE_CHECKING:
     from ingot.frontend.interface import Imported, TensorSpec
@@ -34,7 +35,6 @@ _FEW_BITS_TOLERANCE = 2.5e-1
 _QUANTIZED_SOURCE_TOLERANCE = 2.5e-1
 #: Share of the 255 steps by which an 8-bit output may differ, and share of the elements of other integer outputs.
 _BYTE_TOLERANCE, _INTEGER_TOLERANCE = 1e-1, 1e-2
-_TIME_LIMIT_S = 180
 _MASK = (1 << 64) - 1
 
 
@@ -290,29 +290,15 @@ def _ask(request: dict[str, Any], values: Sequence[Array]) -> tuple[list[Array],
 
     values: those of the request's `fixed`, in order.
     """
-    package_root = str(Path(__file__).resolve().parent.parent.parent)
-    python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     try:
         with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
             answer = Path(folder) / "answer.npz"
             fixed = Path(folder) / "fixed.npz"
             np.savez(fixed, **{f"fixed_{i}": _stored(value) for i, value in enumerate(values)})  # type: ignore[arg-type]
-            done = subprocess.run(
-                [sys.executable, "-m", "ingot.packager.selftest", str(answer), str(fixed)],
-                input=json.dumps(request),
-                env={**os.environ, "PYTHONPATH": python_path},
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIME_LIMIT_S,
-                check=False,
-            )
-            if done.returncode != 0 or not answer.exists():
-                return _last_line(done.stderr) or f"the interpreter ended with status {done.returncode}"
-            with np.load(answer, allow_pickle=False) as file:
-                return [file[f"output_{i}"] for i in range(len(file.files) - 1)], bool(file["quantized"])
+            found = ask("ingot.packager.selftest", request, answer, fixed, answer=answer)
+            return [found[f"output_{i}"] for i in range(len(found) - 1)], bool(found["quantized"])
     except subprocess.TimeoutExpired:
-        return f"the interpreter took longer than {_TIME_LIMIT_S} s"
+        return f"the interpreter took longer than {TIME_LIMIT_S} s"
     except (OSError, ValueError, KeyError) as error:
         return str(error)
 
@@ -330,11 +316,6 @@ def _stored(array: Array) -> Array:
 
 def _notice(why: str) -> str:
     return f"the artifact has no selftest: {why}"
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else ""
 
 
 def main() -> int:
