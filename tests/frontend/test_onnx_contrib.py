@@ -271,16 +271,7 @@ _STEPS = 1
 def _model(cases: list[OpCase], opset: int) -> onnx.ModelProto:
     nodes, outputs, weights, used = [], [], {}, set()
     for number, case in enumerate(cases):
-        names = []
-        for place, value in enumerate(case.inputs):
-            if value is None:
-                names.append("")
-            elif isinstance(value, str):
-                names.append(value)
-                used.add(value)
-            else:
-                names.append(f"c{number}_{place}")
-                weights[names[-1]] = np.asarray(value)
+        names = case.operands(number, weights, used)
         made = [f"{case.op}_{number}_{index}" for index in range(case.outputs)]
         attributes = case.attributes
         if case.op == "GroupQueryAttention":

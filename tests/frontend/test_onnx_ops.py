@@ -29,6 +29,20 @@ class OpCase:
     attributes: dict[str, Any] = field(default_factory=dict)
     outputs: int = 1
 
+    def operands(self, number: int, weights: dict[str, np.ndarray], used: set[str]) -> list[str]:
+        """The names of the inputs in a graph where this is node `number`; notes constants and shared inputs."""
+        names = []
+        for place, value in enumerate(self.inputs):
+            if value is None:
+                names.append("")
+            elif isinstance(value, str):
+                names.append(value)
+                used.add(value)
+            else:
+                names.append(f"c{number}_{place}")
+                weights[names[-1]] = np.asarray(value)
+        return names
+
 
 _RNG = np.random.default_rng(7)
 
@@ -215,16 +229,7 @@ FAMILIES: dict[str, list[OpCase]] = {
 def _graph(cases: list[OpCase], opset: int) -> onnx.ModelProto:
     nodes, outputs, weights, used = [], [], {}, set()
     for number, case in enumerate(cases):
-        names = []
-        for place, value in enumerate(case.inputs):
-            if value is None:
-                names.append("")
-            elif isinstance(value, str):
-                names.append(value)
-                used.add(value)
-            else:
-                names.append(f"c{number}_{place}")
-                weights[names[-1]] = np.asarray(value)
+        names = case.operands(number, weights, used)
         made = [f"{case.op}_{number}_{index}" for index in range(case.outputs)]
         nodes.append(helper.make_node(case.op, names, made, **case.attributes))
         outputs += made
