@@ -28,7 +28,18 @@ BASELINE = FOLDER / "tflite_passing.txt"
 STATUSES = ("pass", "refused", "wrong", "raw", "none")
 #: How far a stored integer may be from LiteRT's.
 STEPS = {"int8": 1, "uint8": 1, "int16": 128}
-#: Operators that have tests of their own: their results are states or complex numbers, or more than one operator tells.
+#: Operators that LiteRT mostly has no kernel for.
+STABLEHLO = [
+    f"STABLEHLO_{name}"
+    for name in (
+        "ABS", "ADD", "AND", "BROADCAST_IN_DIM", "CBRT", "CLAMP", "COMPARE", "CONCATENATE", "CONVERT", "CONVOLUTION",
+        "COSINE", "DIVIDE", "DOT_GENERAL", "DYNAMIC_SLICE", "DYNAMIC_UPDATE_SLICE", "EXPONENTIAL", "FLOOR", "GATHER",
+        "IOTA", "LOG", "LOGISTIC", "MAXIMUM", "MINIMUM", "MULTIPLY", "NEGATE", "OR", "PAD", "POWER", "REMAINDER",
+        "RESHAPE", "RSQRT", "SELECT", "SHIFT_LEFT", "SLICE", "SUBTRACT", "TANH", "TRANSPOSE",
+    )
+]  # fmt: skip
+#: Operators that have tests of their own: their results are states or complex numbers, more than one operator tells,
+#: or the judge is numpy.
 ELSEWHERE = {
     "ASSIGN_VARIABLE": "test_tflite_variables.py",
     "CALL_ONCE": "test_tflite_variables.py",
@@ -39,6 +50,7 @@ ELSEWHERE = {
     "REAL": "test_tflite_more.py",
     "RFFT2D": "test_tflite_more.py",
     "VAR_HANDLE": "test_tflite_variables.py",
+    **dict.fromkeys(STABLEHLO, "test_tflite_stablehlo.py"),
 }
 # Cases in one compiled model: one link for all of them.
 TOGETHER = 40

@@ -189,8 +189,10 @@ def _operator(builder: flatbuffers.Builder, op: Op, code: int) -> int:
     tflite.OperatorAddInputs(builder, inputs)
     tflite.OperatorAddOutputs(builder, outputs)
     if options is not None:
-        tflite.OperatorAddBuiltinOptionsType(builder, getattr(tflite.BuiltinOptions, op.options))
-        tflite.OperatorAddBuiltinOptions(builder, options)
+        second = "2" if hasattr(tflite.BuiltinOptions2, op.options) else ""
+        number = getattr(getattr(tflite, f"BuiltinOptions{second}"), op.options)
+        getattr(tflite, f"OperatorAddBuiltinOptions{second}Type")(builder, number)
+        getattr(tflite, f"OperatorAddBuiltinOptions{second}")(builder, options)
     return int(tflite.OperatorEnd(builder))
 
 

@@ -48,6 +48,14 @@ _REFUSED = {
     "RANDOM_UNIFORM": _CHANCE,
     "REDUCE_WINDOW": _NO_KERNEL,
     "SKIP_GRAM": _STRINGS,
+    "STABLEHLO_COMPOSITE": _GRAPHS,
+    "STABLEHLO_CUSTOM_CALL": "stands for code outside the file",
+    "STABLEHLO_REDUCE": _GRAPHS,
+    "STABLEHLO_REDUCE_WINDOW": _GRAPHS,
+    "STABLEHLO_RNG_BIT_GENERATOR": _CHANCE,
+    "STABLEHLO_SCATTER": _GRAPHS,
+    "STABLEHLO_SORT": _GRAPHS,
+    "STABLEHLO_WHILE": _GRAPHS,
     "WHILE": _GRAPHS,
 }
 _FLOATS = (0, 1)
@@ -90,6 +98,7 @@ _FAMILIES = (
     "tflite_detect",
     "tflite_recurrent",
     "tflite_signal",
+    "tflite_stablehlo",
 )
 
 # These keep state tensors from one run to the next.
@@ -117,8 +126,6 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 def why_refused(name: str) -> str:
     """Why an operator of the schema has no converter here; empty if it has one."""
-    if name.startswith("STABLEHLO"):
-        return "is an operator of StableHLO"
     return _REFUSED.get(name, "")
 
 
@@ -398,8 +405,11 @@ def _converter_class() -> type:
             """The operator's options table, read as `kind` (a class of the schema)."""
             import tflite
 
-            table = operator.BuiltinOptions()
-            if table is None or operator.BuiltinOptionsType() != getattr(tflite.BuiltinOptions, kind):
+            second = hasattr(tflite.BuiltinOptions2, kind)
+            table = operator.BuiltinOptions2() if second else operator.BuiltinOptions()
+            found = operator.BuiltinOptions2Type() if second else operator.BuiltinOptionsType()
+            union = tflite.BuiltinOptions2 if second else tflite.BuiltinOptions
+            if table is None or found != getattr(union, kind):
                 raise UnsupportedError("an operator has no options", found=self.name_of(operator), allowed=kind)
             options = getattr(tflite, kind)()
             options.Init(table.Bytes, table.Pos)

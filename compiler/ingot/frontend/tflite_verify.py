@@ -28,6 +28,11 @@ def _union(last: int, **members: int) -> str:
 _OPTIONS = _union(
     126, ReshapeOptions=17, SqueezeOptions=30, HashtableOptions=107, VarHandleOptions=111, BucketizeOptions=115
 )
+_OPTIONS_2 = _union(
+    22, StablehloBroadcastInDimOptions=2, StablehloSliceOptions=3, StablehloConvolutionOptions=4,
+    StablehloDynamicSliceOptions=9, StablehloPadOptions=10, StablehloDotGeneralOptions=12, StablehloGatherOptions=16,
+    StablehloTransposeOptions=17,
+)  # fmt: skip
 _INDICES = "|Int32Vector,Uint16Vector,Uint8Vector"
 SCHEMA = {
     "Model": _fields(
@@ -79,6 +84,45 @@ SCHEMA = {
     "HashtableOptions": _fields(table_id="i32", key_dtype="i8", value_dtype="i8"),
     "VarHandleOptions": _fields(container="string", shared_name="string"),
     "BucketizeOptions": _fields(boundaries="[f32]"),
+    "StablehloBroadcastInDimOptions": _fields(broadcast_dimensions="[i64]"),
+    "StablehloSliceOptions": _fields(start_indices="[i64]", limit_indices="[i64]", strides="[i64]"),
+    "StablehloConvolutionOptions": _fields(
+        window_strides="[i64]",
+        padding="[i64]",
+        lhs_dilation="[i64]",
+        rhs_dilation="[i64]",
+        window_reversal="[bool]",
+        input_batch_dimension="i64",
+        input_feature_dimension="i64",
+        input_spatial_dimensions="[i64]",
+        kernel_input_feature_dimension="i64",
+        kernel_output_feature_dimension="i64",
+        kernel_spatial_dimensions="[i64]",
+        output_batch_dimension="i64",
+        output_feature_dimension="i64",
+        output_spatial_dimensions="[i64]",
+        feature_group_count="i64",
+        batch_group_count="i64",
+        precision_config="[i32]",
+    ),
+    "StablehloDynamicSliceOptions": _fields(slice_sizes="[i64]"),
+    "StablehloPadOptions": _fields(edge_padding_low="[i64]", edge_padding_high="[i64]", interior_padding="[i64]"),
+    "StablehloDotGeneralOptions": _fields(
+        lhs_batching_dimensions="[i64]",
+        rhs_batching_dimensions="[i64]",
+        lhs_contracting_dimensions="[i64]",
+        rhs_contracting_dimensions="[i64]",
+        precision_config="[i32]",
+    ),
+    "StablehloGatherOptions": _fields(
+        offset_dims="[i64]",
+        collapsed_slice_dims="[i64]",
+        start_index_map="[i64]",
+        index_vector_dim="i64",
+        slice_sizes="[i64]",
+        indices_are_sorted="bool",
+    ),
+    "StablehloTransposeOptions": _fields(permutation="[i64]"),
     "Operator": _fields(
         opcode_index="u32",
         inputs="[i32]",
@@ -89,6 +133,10 @@ SCHEMA = {
         custom_options_format="i8",
         mutating_variable_inputs="[bool]",
         intermediates="[i32]",
+        large_custom_options_offset="u64",
+        large_custom_options_size="u64",
+        builtin_options_2_type="u8",
+        builtin_options_2=_OPTIONS_2,
     ),
     "Buffer": _fields(data="[u8]", offset="u64", size="u64"),
     "Metadata": _fields(name="string", buffer="u32"),
