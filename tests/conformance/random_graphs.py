@@ -433,10 +433,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started, wrong = time.monotonic(), 0
     jobs = [(seed, options.target) for seed in range(options.seed, options.seed + options.count)]
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=50) as pool:
-        for seed, problem in pool.imap_unordered(_quiet_check, jobs):
+        for done, (seed, problem) in enumerate(pool.imap_unordered(_quiet_check, jobs), 1):
             if problem:
                 wrong += 1
                 print(f"seed {seed}: {problem}", flush=True)
+            if done % 100 == 0 and done < len(jobs):
+                left = (time.monotonic() - started) / done * (len(jobs) - done)
+                print(f"{done} of {len(jobs)} graphs, {wrong} differ, {left / 60:.0f} min left", flush=True)
     print(f"{options.count} graphs for {options.target}: {wrong} differ, {time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
 
