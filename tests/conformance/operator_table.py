@@ -62,9 +62,11 @@ def _reason(detail: str) -> str:
     parts = [part.strip() for part in detail.split(" | ")]
     found = next((part.removeprefix("found:").strip() for part in parts if part.startswith("found:")), "")
     what = parts[0] if parts else ""
-    text = (
-        "not implemented" if "uses operators that are not supported" in what else f"{what}: {found}" if found else what
-    )
+    if "uses operators that are not supported" in what:
+        because = re.search(r", which (.*?) \(", found)
+        text = because[1] if because else "not implemented"
+    else:
+        text = f"{what}: {found}" if found else what
     return re.sub(r"\s+", " ", text).replace("|", "\\|")[:140]
 
 

@@ -229,6 +229,14 @@ def test_all_unknown_operators_are_listed_with_their_nodes(write: Write) -> None
     assert "Relu" not in text
 
 
+def test_an_operator_that_draws_random_numbers_says_what_to_do(write: Write) -> None:
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["y"], name="noise")]
+    with pytest.raises(UnsupportedError) as caught:
+        import_model(write(model_of(nodes, {"x": ("float32", (2,))}, ["y"])))
+    for words in ("RandomNormalLike, which makes random numbers (noise)", "an input of the model"):
+        assert words in str(caught.value)
+
+
 def test_a_shape_the_operators_refuse_names_the_node(write: Write) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
     model = model_of(nodes, {"x": ("float32", ("n", "k"))}, ["y"], {"w": np.ones((3, 2), np.float32)})

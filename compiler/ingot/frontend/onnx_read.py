@@ -26,8 +26,11 @@ OLDEST_IR, OLDEST_OPSET = 3, 7
 _MAX_NODES = 1_000_000
 _LISTED_NODES = 20
 # What to do about operators that users of scikit-learn and ONNX Runtime meet.
+_DRAW = "make the random numbers an input of the model, and draw them in the program that calls it"
 _HINTS = {
     "ai.onnx.ml:ZipMap": "export without ZipMap: with skl2onnx, options={id(model): {'zipmap': False}}",
+    "RandomNormalLike": _DRAW,
+    "RandomUniformLike": _DRAW,
     "com.microsoft.nchwc:Conv": "let ONNX Runtime optimise up to ORT_ENABLE_EXTENDED at most",
 }
 
@@ -275,14 +278,16 @@ def _refuse_unknown_operators(proto: onnx.ModelProto) -> None:
 
 def _survey_operators(proto: onnx.ModelProto, survey: Survey) -> list[int]:
     """Tell a survey of all nodes and of those with operators that are not supported, whose numbers are returned."""
-    from ingot.frontend.onnx_ops import is_supported
+    from ingot.frontend.onnx_ops import is_supported, why_refused
 
     opsets = opsets_of(proto)
     for number, node in enumerate(proto.graph.node):
         survey.labels[number] = node_label(node, number)
         for place, inner in [(number, node), *_inner_nodes(node)]:
             if not is_supported(inner.domain, inner.op_type) and not _has_body(inner, opsets):
-                error = UnsupportedError("the operator is not supported", where=node_label(inner, place))
+                why = why_refused(inner.op_type)
+                found = f"{inner.op_type}, which {why}" if why else None
+                error = UnsupportedError("the operator is not supported", node_label(inner, place), found)
                 survey.fail(number, error, node.output)
     return list(survey.failures)
 
@@ -342,12 +347,15 @@ def refuse_operators(refused: dict[str, list[str]]) -> None:
     """Raise one UnsupportedError that lists every operator of `refused` with the nodes that use it, if any."""
     if not refused:
         return
+    from ingot.frontend.onnx_ops import why_refused
+
     listed = []
     for operator in sorted(refused):
         names = [name if len(name) <= 60 else f"{name[:57]}..." for name in refused[operator]]
         more = f" and {len(names) - _LISTED_NODES} more" if len(names) > _LISTED_NODES else ""
-        listed.append(f"{operator} ({', '.join(names[:_LISTED_NODES])}{more})")
-    hints = [_HINTS[operator] for operator in sorted(refused) if operator in _HINTS]
+        why = why_refused(operator)
+        listed.append(f"{operator}{why and f', which {why}'} ({', '.join(names[:_LISTED_NODES])}{more})")
+    hints = list(dict.fromkeys(_HINTS[operator] for operator in sorted(refused) if operator in _HINTS))
     raise UnsupportedError(
         "the model uses operators that are not supported",
         where=f"{sum(map(len, refused.values()))} nodes",

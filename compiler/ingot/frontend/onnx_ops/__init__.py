@@ -54,6 +54,23 @@ _NOT_TENSORS = frozenset(
         "EmbedLayerNormalization",
     )
 )  # fmt: skip
+# Why operators of ONNX have no converter, where it is more than that nobody has written one.
+_CHANCE, _STRINGS, _SEQUENCES = "makes random numbers", "works on strings", "works on sequences or optional values"
+_REFUSED = {
+    **dict.fromkeys(
+        ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"), _CHANCE
+    ),
+    **dict.fromkeys(("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit"), _STRINGS),
+    **dict.fromkeys(
+        (
+            "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt",
+            "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap",
+            "SplitToSequence",
+        ),
+        _SEQUENCES,
+    ),
+    "ImageDecoder": "reads image files",
+}  # fmt: skip
 # TVM's converters take fewer forms of these than ONNX's own function bodies, which are used instead.
 _BY_BODY = frozenset(("Attention", "GroupNormalization", "RMSNormalization", "MeanVarianceNormalization"))
 # Operators whose float16 and bfloat16 forms compute in float32: sums of many terms, functions without 16-bit kernels.
@@ -122,6 +139,11 @@ def is_supported(domain: str, operator: str) -> bool:
     return operator in _STATIC or operator in tvm_converters()
 
 
+def why_refused(operator: str) -> str:
+    """Why an operator that is not supported has no converter, as the rest of a sentence about it; may be empty."""
+    return _REFUSED.get(operator, "")
+
+
 __all__ = [
     "IN_FLOAT32",
     "Context",
@@ -131,4 +153,5 @@ __all__ = [
     "own_converter",
     "own_types",
     "tvm_converters",
+    "why_refused",
 ]
