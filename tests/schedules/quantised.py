@@ -17,9 +17,9 @@ Array = np.ndarray
 def requantized(sums: Array, ratio: Array, zero_point: int, dtype: str, once: bool) -> Array:
     """Int64 sums times ratio (one for each last index) and the zero point, rounded twice or `once`, as TFLite does."""
     fraction, exponent = np.frexp(np.broadcast_to(ratio, sums.shape[-1:]))
-    multiplier = np.rint(fraction * 2.0**31).astype(np.int64)
+    multiplier, exponent = np.rint(fraction * 2.0**31).astype(np.int64), exponent.astype(np.int64)
     if once:
-        whole = (sums * multiplier + (1 << (30 - exponent.astype(np.int64)))) >> (31 - exponent.astype(np.int64))
+        whole = (sums * multiplier + (1 << (30 - exponent))) >> (31 - exponent)
     else:
         # A ratio of 1 or more shifts left first.
         high = (sums * (multiplier << np.maximum(exponent, 0)) + (1 << 30)) >> 31
@@ -57,14 +57,17 @@ class Layers:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def _layer(self, kind: str, x: Array, weight: Array, sums: Array, axis: int, options: tuple[str, dict]) -> None:
-        """Add a layer whose sums, without bias, are known."""
+    def _layer(
+        self, kind: str, x: Array, weight: Array, sums: Array, axis: int, options: tuple[str, dict], faint: float = 1.0
+    ) -> None:
+        """Add a layer whose sums, without bias, are known; every third channel's scale is multiplied by `faint`."""
         channels, once = sums.shape[-1], kind == "FULLY_CONNECTED"
         count = channels if self.per_channel else 1
         bias = self.random.integers(-3000, 3000, channels).astype(np.int32)
         sums = sums + bias
         data_zero, out_zero = self._zeros()
         scales = self.random.uniform(0.5, 1.5, count).astype(np.float32)
+        scales[1::3] *= faint
         out_scale = np.float32(max(1.0, float(np.abs(sums).max()) / 100))
         data_scale = np.float32(0.5)
         if axis == 3 or self.dtype == "int8":
@@ -109,6 +112,7 @@ class Layers:
         same: bool = True,
         depthwise: bool = False,
         least: int | None = -127,
+        faint: float = 1.0,
     ) -> None:
         """Add a convolution, or a depthwise one (`out_channels` is then a multiple of `channels`)."""
         x = self._values((1, *size, channels), self.dtype)
@@ -145,7 +149,7 @@ class Layers:
             options["DepthMultiplier"] = out_channels // channels
         else:
             kind, table = "CONV_2D", "Conv2DOptions"
-        self._layer(kind, x, stored, sums, 3 if depthwise else 0, (table, options))
+        self._layer(kind, x, stored, sums, 3 if depthwise else 0, (table, options), faint)
 
     def dense(self, rows: int, k: int, n: int, least: int | None = -127) -> None:
         """Add a product with a constant matrix."""
@@ -189,6 +193,8 @@ def convolutions(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SI
     layers.conv(3, 8, (17, 16), kernel=(5, 3), strides=(2, 1))
     layers.conv(16, 16, (4, 4), kernel=(4, 4), same=False)
     layers.conv(16, 9, (3, 7), least=-128)
+    layers.conv(8, 16, (3, 7), faint=2.0**-16)  # ratios below 2^-22: the zero point is added last
+    layers.conv(8, 16, (3, 7), faint=2.0**-30)
     layers.dense(1, 640, 128)
     layers.dense(3, 33, 10, least=-128)
     return layers

@@ -1,10 +1,10 @@
 """`ingot.requantize`: sums of whole numbers to 8-bit integers in 32-bit fixed point, as one Relax operator.
 
-    requantize(x, m, t, s) = clip((h + t) >> s, low, high),   h = (x * m + 2^30) >> 31
+    requantize(x, m, t, s) = clip(((h + t) >> s) + z, low, high),   h = (x * m + 2^30) >> 31
 
 with x int32, and m, t, s int32 constants, one for all or one for each last index. h is gemmlowp's rounding doubling
 high multiply (ARM's sqrdmulh), which takes halves upward; t holds the half of the second rounding and the zero point.
-The roundings:
+Shifted by more than 22 that may not fit: then z is the zero point, else it is 0 and nothing is added. The roundings:
 
 - "up": as above, halves of the second rounding go upward.
 - "away": they go away from zero: h is one less where it is negative.
@@ -13,6 +13,7 @@ The roundings:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from tvm.ir import Op, register_op_attr
 from tvm.ir import _ffi_api as tvm_ir
 
 REQUANTIZE = "ingot.requantize"
+
+#: A zero point of 8 bits, shifted by so much, and half of a step fit 32 bits.
+_MOST_SHIFTED = 22
 
 #: Numbers m * 2^(e - 31), as the arrays m (int64, below 2^31) and e.
 Ratio = tuple[np.ndarray, np.ndarray]
@@ -44,7 +48,7 @@ def define(builder: Any, call: Any, multiply: Any = high_multiply, once: Any = m
     """Return the loop nest of a call of the operator; `multiply` computes h, `once` the product rounded once."""
     attrs = call.attrs
     low, high = (tirx.const(int(attrs[key]), "int32") for key in ("low", "high"))
-    rounding = str(attrs["rounding"])
+    rounding, after = str(attrs["rounding"]), int(attrs["after"])
     numbers = [_one_number(arg) for arg in call.args[1:]]
     tensors = [arg for arg, number in zip(call.args[1:], numbers, strict=True) if number is None]
 
@@ -62,7 +66,9 @@ def define(builder: Any, call: Any, multiply: Any = high_multiply, once: Any = m
             h = multiply(x(*index), m)
             if rounding == "away":
                 h = h + tirx.shift_right(h, tirx.const(31, "int32"))
-            return tirx.min(tirx.max(tirx.shift_right(h + t, s), low), high).astype(str(attrs["dtype"]))
+            scaled = tirx.shift_right(h + t, s)
+            scaled = scaled + tirx.const(after, "int32") if after else scaled
+            return tirx.min(tirx.max(scaled, low), high).astype(str(attrs["dtype"]))
 
         return te.compute(x.shape, at, name="requantize")
 
@@ -106,21 +112,41 @@ def decompose(ratio: np.ndarray) -> Ratio:
 def is_simple(exponent: np.ndarray, rounding: str) -> bool:
     """Say whether the operator expresses ratios with these exponents without overflow for sums below 2^30.
 
-    They must be below 1 (below 1/2 if halves go away from zero) and not below 2^-23, since t holds zero_point << s;
-    rounded once, below 2^23 and not below 2^-32.
+    They must be below 1 (below 1/2 if halves go away from zero); rounded once, below 2^23 and not below 2^-32.
     """
-    most, least = {"up": (0, -22), "away": (-1, -22), "once": (23, -31)}[rounding]
-    return bool(np.all(exponent <= most) and np.all(exponent >= least))
+    most, least = {"up": (0, None), "away": (-1, None), "once": (23, -31)}[rounding]
+    return bool(np.all(exponent <= most) and (least is None or np.all(exponent >= least)))
 
 
-def constants(ratio: Ratio, zero_point: int, rounding: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return m, t and s (int32) for simple ratios."""
+@dataclass(frozen=True)
+class Constants:
+    """What the operator multiplies by, adds and shifts by (int32 arrays m, t, s), and what it adds at last (z)."""
+
+    multiplier: np.ndarray
+    offset: np.ndarray
+    shift: np.ndarray
+    after: int = 0
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return m, t and s."""
+        return self.multiplier, self.offset, self.shift
+
+
+def constants(ratio: Ratio, zero_point: int, rounding: str) -> Constants:
+    """Return the operator's constants for simple ratios."""
     multiplier, exponent = ratio
-    shift = -exponent.astype(np.int64)
-    offset = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0) + (zero_point << np.maximum(shift, 0))
+    shift = np.minimum(-exponent.astype(np.int64), 31)  # beyond, all sums below 2^30 become zero, as with 31
     if rounding == "once":
-        offset = np.full(shift.shape, zero_point)
-    return multiplier.astype(np.int32), offset.astype(np.int32), shift.astype(np.int32)
+        return _int32(multiplier, np.full(shift.shape, zero_point), shift)
+    half = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
+    if np.all(shift <= _MOST_SHIFTED):
+        return _int32(multiplier, half + (zero_point << np.maximum(shift, 0)), shift)
+    return _int32(multiplier, half, shift, zero_point)
+
+
+def _int32(multiplier: np.ndarray, offset: np.ndarray, shift: np.ndarray, after: int = 0) -> Constants:
+    return Constants(multiplier.astype(np.int32), offset.astype(np.int32), shift.astype(np.int32), after)
 
 
 def requantize(
@@ -129,7 +155,8 @@ def requantize(
     limits: tuple[int, int],
     dtype: str,
     rounding: str,
+    after: int = 0,
 ) -> Any:  # noqa: ANN401
-    """Return the call on int32 `x`; `numbers` are m, t and s as expressions."""
-    attrs = tvm.ir.make_node("ir.DictAttrs", low=limits[0], high=limits[1], dtype=dtype, rounding=rounding)
+    """Return the call on int32 `x`; `numbers` are m, t and s as expressions, `after` is z."""
+    attrs = tvm.ir.make_node("ir.DictAttrs", low=limits[0], high=limits[1], dtype=dtype, rounding=rounding, after=after)
     return relax.Call(_OPERATOR, [x, *numbers], attrs)

@@ -114,8 +114,9 @@ def scaled(
     if rounding == "away" and np.all(exponent == 0):
         rounding = "up"  # there is no second rounding
     if fixed_point.is_simple(exponent, rounding):
-        numbers = tuple(constant(item, "int32") for item in fixed_point.constants(ratio, zero, rounding))
-        return fixed_point.requantize(relax.op.astype(sums, "int32"), numbers, limits, dtype, rounding)
+        found = fixed_point.constants(ratio, zero, rounding)
+        m, t, s = (constant(item, "int32") for item in found.arrays)
+        return fixed_point.requantize(relax.op.astype(sums, "int32"), (m, t, s), limits, dtype, rounding, found.after)
     if rounding == "once":
         raise UnsupportedError("a layer's scales are not usable", found=str(exponent[:4]), allowed="2^-32 to 2^23")
     shift = np.clip(-exponent, 0, 31).astype(np.int32)
