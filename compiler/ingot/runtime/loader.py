@@ -565,8 +565,7 @@ def _function(result: Any, *arguments: Any) -> Any:  # noqa: ANN401
     return ctypes.CFUNCTYPE(result, *arguments)  # such calls release the GIL
 
 
-_HANDLE, _STATUS, _I32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int32
-_TENSORS = ctypes.POINTER(_Tensor)
+_HANDLE, _STATUS, _I32, _NO_BYTES = ctypes.c_void_p, ctypes.c_int, ctypes.c_int32, ctypes.c_char * 0
 _INPUT_ERRORS = (*range(1, 8), 16)  # INGOT_ERR_NULL to INGOT_ERR_DEVICE, INGOT_ERR_OVERLAP
 
 
@@ -574,7 +573,7 @@ class _Api(ctypes.Structure):
     _fields_ = [
         *_fields("abi_version:I struct_size:I"),
         ("create", _function(_STATUS, ctypes.POINTER(_Options), ctypes.POINTER(_HANDLE))),
-        ("run", _function(_STATUS, _HANDLE, _TENSORS, _I32, _TENSORS, _I32)),
+        ("run", _function(_STATUS, _HANDLE, ctypes.c_void_p, _I32, ctypes.c_void_p, _I32)),
         ("destroy", _function(_STATUS, _HANDLE)),
         ("describe", _function(_STATUS, ctypes.POINTER(ctypes.POINTER(_Info)))),
         ("last_error", _function(ctypes.c_char_p, _HANDLE)),
@@ -722,6 +721,28 @@ class TensorSpec:
         return _Tensor(None, self.nbytes, self._code, len(self.shape), dims, 0, 0)
 
 
+class _Fresh:
+    """New arrays for one output, aligned to 64 bytes; of small ones a block of several is made at once."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self._spec, self._stride = spec, max(64, (spec.nbytes + 63) // 64 * 64)
+        self._ready: list[tuple[Array, int]] = []
+
+    def take(self) -> tuple[Array, int]:
+        """An array and its address."""
+        try:
+            return self._ready.pop()
+        except IndexError:
+            spec, stride = self._spec, self._stride
+            count = max(1, min(16, 16384 // stride))
+            memory = np.empty(count * stride + 63, np.uint8)
+            start = _address(memory)
+            places = range(-start % 64, count * stride, stride)
+            made = [(np.ndarray(spec.shape, spec.dtype, memory, place), start + place) for place in places]
+            self._ready = made[1:]  # calls of other threads may have made some too
+            return made[0]
+
+
 class _Shapes:
     """Inputs and outputs in one set of shapes, and the arrays of `ingot_tensor` that a call fills in."""
 
@@ -730,8 +751,12 @@ class _Shapes:
         self.shapes = tuple(s.shape for s in self.inputs)
         self.given = (_Tensor * len(self.inputs))(*(s._tensor() for s in self.inputs))
         self.results = (_Tensor * len(self.outputs))(*(s._tensor() for s in self.outputs))
-        # Elements of a ctypes array are views, made at each access: made once here, a call is cheaper.
+        # Elements of a ctypes array are views, made at each access, and arguments are converted at each call: made once
+        # here, a call is cheaper.
         self.slots = [*self.given, *self.results]
+        first, second = (ctypes.c_void_p(ctypes.addressof(side)) for side in (self.given, self.results))
+        self.fresh = [_Fresh(spec) for spec in self.outputs]
+        self.arguments = first, _I32(len(self.inputs)), second, _I32(len(self.outputs))
 
 
 class Model:
@@ -743,9 +768,10 @@ class Model:
     Arrays must have exactly the dtype and shape of the model: nothing is cast or reshaped. What is not an array (a
     list, a torch tensor) goes through `np.asarray` and must then fit as exactly. Arrays that are not contiguous or
     not aligned are copied. bfloat16 goes in as uint16 (raw bits) or ml_dtypes.bfloat16, and comes out as uint16.
-    Results are new arrays, aligned to 64 bytes, which no later call overwrites. Where the metadata names a `counted`
-    axis, the output's shape is the largest one, and results are cut to the size they have. A model compiled for several
-    shapes shows the largest one in `inputs` and `outputs`, and takes all that its metadata lists.
+    Results are new arrays, aligned to 64 bytes, which no later call overwrites; small ones may share a block of 16 KiB.
+    Where the metadata names a `counted` axis, the output's shape is the largest one, and results are cut to the size
+    they have. A model compiled for several shapes shows the largest one in `inputs` and `outputs`, and takes all that
+    its metadata lists.
     """
 
     def __init__(self, library: ctypes.CDLL, metadata: dict[str, Any], path: str, threads: int) -> None:
@@ -935,21 +961,20 @@ class Model:
                 value = self._fit(spec, value, "input")
             flags = value.flags
             arrays.append(value if flags.c_contiguous and flags.aligned else value.copy(order="C"))
-            addresses.append(arrays[-1].__array_interface__["data"][0])
+            addresses.append(_address(arrays[-1]))
         for i, spec in enumerate(shapes.outputs):
             if targets is not None and targets[i] is not None:
                 arrays.append(self._fit(spec, targets[i], "output"))
-                addresses.append(arrays[-1].__array_interface__["data"][0])
+                addresses.append(_address(arrays[-1]))
             else:
-                memory = np.empty(spec.nbytes + 63, np.uint8)
-                start = memory.__array_interface__["data"][0]
-                arrays.append(np.ndarray(spec.shape, spec.dtype, memory, -start % 64))
-                addresses.append(start + -start % 64)
+                array, address = shapes.fresh[i].take()
+                arrays.append(array)
+                addresses.append(address)
         with self._lock:
             handle = self._open()
             for slot, address in zip(shapes.slots, addresses):
                 slot.data = address
-            status = self._api.run(handle, shapes.given, len(self.inputs), shapes.results, len(self.outputs))
+            status = self._api.run(handle, *shapes.arguments)
             for i, axis in [] if status else self._counted:
                 dims = (ctypes.c_int64 * MAX_NDIM)()
                 self._api.output_shape(handle, i, dims)
@@ -960,6 +985,13 @@ class Model:
             kind = InputError if status in _INPUT_ERRORS else RunError
             raise kind("the model refused to run", self._where, text or f"status {status}")
         return arrays[len(self.inputs) :]
+
+
+def _address(array: Any) -> int:  # noqa: ANN401 - mypy sees no buffer in an array
+    """Where the data of a contiguous array lie; __array_interface__ takes thrice the time to say so."""
+    if array.flags.writeable:
+        return ctypes.addressof(_NO_BYTES.from_buffer(array))
+    return int(array.__array_interface__["data"][0])
 
 
 def _advice(array: Array, spec: TensorSpec) -> str | None:
