@@ -53,7 +53,10 @@ class Out:
 
 @dataclass(frozen=True)
 class Case:
-    """One operator with its inputs. alone: it cannot share a model with other cases."""
+    """One operator with its inputs. alone: it cannot share a model with other cases.
+
+    between: tensors that only tell the scales of what the operator computes inside.
+    """
 
     name: str
     operator: str
@@ -68,6 +71,7 @@ class Case:
     custom: bytes | None = None
     graphs: tuple[Graph, ...] = ()
     ends: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    between: tuple[V, ...] = ()
 
     def parts(self, real: bool = False) -> tuple[list[Tensor], Op, list[int]]:
         """The tensors, the operator on them, and which of them are inputs of the model. Outputs have no shape yet.
@@ -95,9 +99,12 @@ class Case:
         for out in self.outputs:
             ends.append(len(tensors))
             tensors.append(self._output(out, f"{self.name}:{len(ends) - 1}", tensors))
+        inside = [len(tensors) + place for place in range(len(self.between))]
+        for item in self.between:
+            tensors.append(self._tensor(item, f"{self.name}/{len(tensors)}", random, tensors))
         custom = self.operator.removeprefix("custom ") if self.operator.startswith("custom ") else ""
         name = "CUSTOM" if custom else self.operator
-        op = Op(name, tuple(places), tuple(ends), self.options, dict(self.fields), custom, self.custom)
+        op = Op(name, tuple(places), tuple(ends), self.options, dict(self.fields), custom, self.custom, tuple(inside))
         return tensors, op, feeds
 
     def is_quantised(self, output: int) -> bool:
@@ -201,7 +208,8 @@ def model_of(cases: Sequence[Case], shapes: Sequence[Sequence[tuple[int, ...]]],
         for index, shape in zip(op.outputs, ends, strict=True):
             mine[index].shape = tuple(shape)
         move = {index: (index + first if index >= 0 else -1) for index in (-1, *range(len(mine)))}
-        ops.append(replace(op, inputs=tuple(move[i] for i in op.inputs), outputs=tuple(move[i] for i in op.outputs)))
+        ins, outs, inside = (tuple(move[i] for i in places) for places in (op.inputs, op.outputs, op.intermediates))
+        ops.append(replace(op, inputs=ins, outputs=outs, intermediates=inside))
         inputs += [move[i] for i in feeds]
         outputs += [move[i] for i in op.outputs]
         tensors += mine

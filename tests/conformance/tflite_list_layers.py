@@ -288,3 +288,59 @@ def recurrent() -> None:
         FLOAT,
         "basic",
     )
+
+
+def integer_lstms() -> None:
+    """LSTMs of 8-bit activations, 8-bit weights and a 16-bit cell state."""
+    size, units, batch, steps = 5, 6, 2, 4
+
+    def w(*shape: int) -> V:
+        return V(shape, constant=True, weights=True, limits=(-0.9, 0.9))
+
+    def wide(count: int) -> V:
+        return V((count,), "int16", constant=True, limits=(-1, 1), scale=2.0**-15)
+
+    def bias(count: int) -> V:
+        return V((count,), "int32", constant=True, limits=(-2000, 2000))
+
+    for form, fields in (
+        ("", {}),
+        ("time major", {"TimeMajor": 1}),
+        ("cifg", {}),
+        ("peephole", {}),
+        ("projection", {}),
+        ("clip", {"CellClip": 0.3}),
+        ("norm", {}),
+        ("all", {"TimeMajor": 1, "CellClip": 0.8, "ProjClip": 0.4}),
+        ("single", {}),
+    ):
+        out = 3 if form in ("projection", "all") else units
+        cifg, peephole, norm = (form in (name, "all") for name in ("cifg", "peephole", "norm"))
+        single = form == "single"
+        shape = (steps, batch, size) if "TimeMajor" in fields else (batch, steps, size)
+
+        def gates(make: V, absent: bool = cifg) -> list[V | None]:
+            return [None if absent else make, make, make, make]
+
+        ins = [
+            V((batch, size) if single else shape),
+            *gates(w(units, size)),
+            *gates(w(units, out)),
+            *([None if cifg else wide(units), wide(units), wide(units)] if peephole else [None] * 3),
+            *gates(bias(units)),
+            *([w(out, units), bias(out)] if out < units else [None, None]),
+            V((batch, out), limits=(-1, 1), state=True),
+            V((batch, units), "int16", state=True, scale=2.0**-11),
+            *(gates(wide(units)) if norm else []),
+        ]
+        inside = (*(V((0,), "int16", scale=0.0004) for _ in range(4)), V((0,), limits=(-1, 1)))
+        add(
+            "LSTM" if single else "UNIDIRECTIONAL_SEQUENCE_LSTM",
+            ins,
+            Out(limits=(-1, 1)),
+            "LSTMOptions" if single else "UnidirectionalSequenceLSTMOptions",
+            {"FusedActivationFunction": 4, **fields},
+            ("int8",),
+            "" if single else form,
+            between=inside,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,7 @@ def add(
     fields: Mapping[str, float | str | np.ndarray] | None = None,
     kinds: Sequence[str] = FLOAT,
     form: str = "",
+    between: Sequence[V] = (),
     **more: float,
 ) -> None:
     """List a case for each kind. An input may be given as its shape; the output is one on its own scale."""
@@ -39,4 +41,5 @@ def add(
     ins = tuple(V(item) if isinstance(item, tuple) else item for item in inputs)
     for kind in kinds:
         name = " ".join(part for part in (operator, kind, form) if part)
-        LISTED.append(Case(name, operator, kind, ins, ends, options, fields or {}, **more))  # type: ignore[arg-type]
+        case = Case(name, operator, kind, ins, ends, options, fields or {}, **more)  # type: ignore[arg-type]
+        LISTED.append(replace(case, between=tuple(between)))

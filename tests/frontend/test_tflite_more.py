@@ -56,7 +56,13 @@ def _in_a_row(case: Case, feeds: list[list[np.ndarray]], shapes: list[tuple[int,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["UNIDIRECTIONAL_SEQUENCE_LSTM float32", "SVDF float32", "BIDIRECTIONAL_SEQUENCE_RNN hybrid activation 4"]
+    "name",
+    [
+        "UNIDIRECTIONAL_SEQUENCE_LSTM float32",
+        "UNIDIRECTIONAL_SEQUENCE_LSTM int8",
+        "SVDF float32",
+        "BIDIRECTIONAL_SEQUENCE_RNN hybrid activation 4",
+    ],
 )
 def test_states_live_from_run_to_run(write: Write, tmp_path: Path, name: str) -> None:
     case = next(case for case in cases() if case.name == name)

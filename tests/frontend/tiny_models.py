@@ -79,6 +79,7 @@ class Op:
     fields: Mapping[str, float | str | np.ndarray] = field(default_factory=dict)
     custom: str = ""
     custom_options: bytes | None = None
+    intermediates: tuple[int, ...] = ()
 
 
 _TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int16": 7, "int8": 9}
@@ -182,7 +183,10 @@ def _operator(builder: flatbuffers.Builder, op: Op, code: int) -> int:
         options = getattr(tflite, f"{op.options}End")(builder)
     inputs, outputs = _ints(builder, op.inputs), _ints(builder, op.outputs)
     custom = builder.CreateByteVector(op.custom_options) if op.custom_options is not None else None
+    intermediates = _ints(builder, op.intermediates) if op.intermediates else None
     tflite.OperatorStart(builder)
+    if intermediates is not None:
+        tflite.OperatorAddIntermediates(builder, intermediates)
     if custom is not None:
         tflite.OperatorAddCustomOptions(builder, custom)
     tflite.OperatorAddOpcodeIndex(builder, code)

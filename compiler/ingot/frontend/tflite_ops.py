@@ -68,9 +68,9 @@ HYBRID = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
 _ON_INTEGERS = frozenset(
     (
         "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "EXP",
-        "FULLY_CONNECTED", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "PAD", "PADV2",
-        "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH", "TRANSPOSE_CONV",
-        "custom TFLite_Detection_PostProcess",
+        "FULLY_CONNECTED", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "LSTM", "MAX_POOL_2D", "MEAN", "MUL", "PAD",
+        "PADV2", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH", "TRANSPOSE_CONV",
+        "UNIDIRECTIONAL_SEQUENCE_LSTM", "custom TFLite_Detection_PostProcess",
     )
 )  # fmt: skip
 # These only move elements, or choose among them: they work on the stored integers of any type.
@@ -108,6 +108,9 @@ KEEP_STATE = frozenset(
         "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN",
     )
 )  # fmt: skip
+
+# Of these, those that have a form on integers alone.
+_INTEGER_STATE = frozenset(("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM"))
 
 Handler = Callable[[TfliteConverter, Operator], Expr]
 OWN: dict[str, Handler] = {}
@@ -284,7 +287,7 @@ def _converter_class() -> type:
             inputs = [item for item in self.get_tensors(operator.InputsAsNumpy()) if item.tensor_idx >= 0]
             if any(item.tensor.IsVariable() for item in inputs) and name not in KEEP_STATE:
                 return f"{name} with a state variable"
-            if name in KEEP_STATE and inputs and inputs[0].qnn_params is not None:
+            if name in KEEP_STATE - _INTEGER_STATE and inputs and inputs[0].qnn_params is not None:
                 return f"{name} with quantised activations"
             return None
 

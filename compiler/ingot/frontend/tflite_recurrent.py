@@ -14,6 +14,7 @@ import numpy as np
 
 from ingot.errors import UnsupportedError
 from ingot.frontend.onnx_ops.recurrent import MAX_STEPS, RECURRENT
+from ingot.frontend.tflite_integer_lstm import integer_lstm, is_integer_lstm
 from ingot.frontend.tflite_ops import handles
 from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter, Wrapper
 
@@ -214,13 +215,18 @@ def _lstm(converter: TfliteConverter, operator: Operator) -> list[Expr]:
     options = converter.options(operator, "LSTMOptions" if single else "UnidirectionalSequenceLSTMOptions")
     if not single and options.DiagonalRecurrentTensors():
         raise UnsupportedError("diagonal recurrent weights are not supported", found=name, allowed="full ones")
-    cell = _cell(converter, tensors, 1, options.FusedActivationFunction(), (options.CellClip(), options.ProjClip()))
     x = converter.get_tensor_expr(tensors[0])
     time_major = single or options.TimeMajor()
     if single:
         x = converter.bb.emit(relax.op.expand_dims(x, 0))
-    h, c = (converter.get_tensor_expr(tensors[place]) for place in (18, 19))
-    y, h, c = _Layer(converter, cell, name.lower()).run(_time_first(converter, x, time_major), h, c, False)
+    x = _time_first(converter, x, time_major)
+    if is_integer_lstm(tensors):
+        y, h, c = integer_lstm(converter, operator, x, options, time_major)
+    else:
+        clips = (options.CellClip(), options.ProjClip())
+        cell = _cell(converter, tensors, 1, options.FusedActivationFunction(), clips)
+        h, c = (converter.get_tensor_expr(tensors[place]) for place in (18, 19))
+        y, h, c = _Layer(converter, cell, name.lower()).run(x, h, c, False)
     converter.next_states.update({int(tensors[18].tensor_idx): h, int(tensors[19].tensor_idx): c})
     if single:
         scratch = converter.get_output_tensors(operator)[:-1]
@@ -233,6 +239,8 @@ def _basic_lstm(converter: TfliteConverter, operator: Operator) -> list[Expr]:
     from tvm import relax
 
     op, bb = relax.op, converter.bb
+    if converter.get_input_tensors(operator)[0].qnn_params is not None:
+        raise UnsupportedError("an LSTM of the basic form on 8 bits is not supported", found="uint8", allowed="float32")
     x, h, weights, bias, c = (converter.get_tensor_expr(item) for item in converter.get_input_tensors(operator))
     joined = bb.emit(op.concat([x, h], axis=1))
     total = bb.emit(op.add(op.matmul(joined, op.permute_dims(weights, [1, 0])), bias))
