@@ -52,7 +52,7 @@ static void rt_gate_wait(rt_gate *gate, unsigned wanted, bool spin) {
                 if (atomic_load_explicit(&gate->value, memory_order_acquire) == wanted) return;
                 rt_pause();
             }
-            sched_yield(); /* on a crowded machine the awaited thread may need this very CPU */
+            /* No sched_yield: it hands a whole time slice to whatever else runs, a background job of any priority. */
         } while (rt_now_ns() - start < RT_SPIN_NS);
     }
     /* Sequential consistency does the rest: either the waker sees `asleep`, or we see the new value. */
