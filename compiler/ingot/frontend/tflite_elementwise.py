@@ -26,6 +26,10 @@ def _cast(converter: TfliteConverter, operator: Operator) -> Expr:
     value = converter.get_tensor_expr(converter.get_input_tensors(operator)[0])
     if source == target:
         return value
+    if source == "complex64":  # its real part
+        axis = len(value.ty.shape) - 1
+        value = relax.op.squeeze(relax.op.strided_slice(value, [axis], [0], [1], [1]), axis)
+        return relax.op.astype(value, target)
     if target == "bool":
         return relax.op.not_equal(value, relax.const(0, source))
     return relax.op.astype(value, target)

@@ -22,6 +22,7 @@ from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
 from ingot.frontend.source import Source, c_name
 from ingot.frontend.survey import Links, Part, Survey, part_without, surveyed
 from ingot.frontend.tflite_counted import followed
+from ingot.frontend.tflite_fold import fold
 from ingot.frontend.tflite_variables import OPERATORS as VARIABLE_OPERATORS
 from ingot.frontend.tflite_variables import Variable, Variables
 from ingot.frontend.tflite_verify import tensor_name, verified_model
@@ -152,6 +153,7 @@ class _Importer:
         self.counted: dict[int, Extent] = {}  # tensors whose size depends on data, with the name of their counter
         self.counters: dict[str, Expr] = {}
         self.counts: tuple[Counted, ...] = ()
+        self.opened = False  # whether the file left open a size that constants decide: the same of later tensors
         # Sizes other than the stored ones, for which the stored shapes of later tensors no longer hold.
         self.resized = any(shape != tuple(int(dim) for dim in self._stored(index)) for index, shape in shapes.items())
 
@@ -297,6 +299,11 @@ class _Importer:
         if name == "READ_VARIABLE":
             self._bind(outputs[0], self.current[self.variables.of(operator)], label)
             return
+        folded = fold(self.converter, operator)
+        if folded is not None:
+            for index, value in zip(outputs, folded, strict=True):
+                self.converter.given[index] = value
+            return
         for index in (int(operator.Inputs(place)) for place in range(operator.InputsLength())):
             if index in self.variables.tensors:
                 self.converter.bind(index, self.current[self.variables.tensors[index]])
@@ -366,9 +373,11 @@ class _Importer:
             stored, dtype = (*stored, 2), "float32"
         else:
             dtype = self._dtype(index, "tensor")
-        same = shape == stored if not self.resized else len(shape) == len(stored)
+        same = shape == stored if not (self.resized or self.opened) else len(shape) == len(stored)
         # The file cannot store how large a tensor can become whose size depends on data.
         same = same or (index in self.counted and len(stored) in (0, len(shape)))
+        if not same and self._is_open(index, shape):
+            same = self.opened = True
         # Custom operators often store no shape for what they make.
         same = same or (not stored and " custom " in label)
         if not same or str(var.ty.dtype.dtype) != dtype:
@@ -381,6 +390,14 @@ class _Importer:
         self._check_elements(index, shape, "tensor")
         self.converter.bind(index, var)
         self.known[index] = (dtype, shape)
+
+    def _is_open(self, index: int, shape: tuple[int, ...]) -> bool:
+        """Whether the file leaves the size of a tensor open where `shape` differs from the stored one."""
+        tensor = self.graph.Tensors(index)
+        if tensor.ShapeSignatureLength() != len(shape):
+            return False
+        pairs = zip(shape, (int(tensor.ShapeSignature(axis)) for axis in range(len(shape))), strict=True)
+        return all(open_size in (-1, size) for size, open_size in pairs)
 
     def _output(self, index: int) -> Expr:
         value = self.converter.tensor(index)

@@ -33,23 +33,45 @@ def _ends(converter: TfliteConverter, operator: Operator) -> tuple[list[Wrapper]
     return converter.get_input_tensors(operator), converter.get_output_tensors(operator)
 
 
+def _reshaped(converter: TfliteConverter, operator: Operator) -> tuple[int, ...]:
+    """The shape that RESHAPE, SQUEEZE or EXPAND_DIMS gives: as stored, unless sizes differ from those of the file."""
+    inputs, (output,) = _ends(converter, operator)
+    source = converter.shape_of(inputs[0])
+    stored = tuple(int(output.tensor.Shape(axis)) for axis in range(output.tensor.ShapeLength()))
+    parts = (2,) if output.tensor.Type() == _COMPLEX64 else ()
+    count = int(np.prod(source, dtype=np.int64))
+    if int(np.prod(stored + parts, dtype=np.int64)) == count:
+        return stored + parts
+    name = converter.name_of(operator)
+    whole = np.broadcast_to(False, source[: len(source) - len(parts)])
+    if name == "EXPAND_DIMS":
+        axis = int(converter.constant(inputs[1], "axis").reshape(-1)[0])
+        return np.expand_dims(whole, axis).shape + parts
+    if name == "SQUEEZE":
+        options = converter.options(operator, "SqueezeOptions")
+        axes = tuple(int(options.SqueezeDims(place)) for place in range(options.SqueezeDimsLength()))
+        return np.squeeze(whole, axes or None).shape + parts
+    if len(inputs) > 1 and inputs[1].buffer.DataLength():
+        wanted = [int(size) for size in converter.constant(inputs[1], "shape").reshape(-1)]
+        rest = -int(np.prod(wanted + list(parts), dtype=np.int64))
+        if wanted.count(-1) == 1 and rest > 0 and count % rest == 0:
+            wanted[wanted.index(-1)] = count // rest
+        if int(np.prod(wanted + list(parts), dtype=np.int64)) == count:
+            return (*wanted, *parts)
+    # The stored shape is for the stored batch: the first dimension takes what the input really has.
+    rest = int(np.prod(stored[1:] + parts, dtype=np.int64))
+    if not stored or rest == 0 or count % rest:
+        found, allowed = f"{count} elements", str(list(stored))
+        raise UnsupportedError("a reshape does not fit its input", found=found, allowed=allowed)
+    return (count // rest, *stored[1:], *parts)
+
+
 @handles("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 def _reshape(converter: TfliteConverter, operator: Operator) -> Expr:
     from tvm import relax
 
     inputs, (output,) = _ends(converter, operator)
-    shape = tuple(int(output.tensor.Shape(axis)) for axis in range(output.tensor.ShapeLength()))
-    if output.tensor.Type() == _COMPLEX64:
-        shape = (*shape, 2)
-    count = int(np.prod(converter.shape_of(inputs[0]), dtype=np.int64))
-    if int(np.prod(shape, dtype=np.int64)) != count and shape:
-        # The stored shape is for the stored batch: the first dimension takes what the input really has.
-        rest = int(np.prod(shape[1:], dtype=np.int64))
-        if rest == 0 or count % rest:
-            raise UnsupportedError(
-                "a reshape does not fit its input", found=f"{count} elements", allowed=str(list(shape))
-            )
-        shape = (count // rest, *shape[1:])
+    shape = _reshaped(converter, operator)
     value = converter.get_tensor_expr(inputs[0])
     result = value if converter.shape_of(inputs[0]) == shape else relax.op.reshape(value, shape)
     return _move(converter, inputs[0], output, result)

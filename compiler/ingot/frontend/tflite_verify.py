@@ -257,12 +257,13 @@ def _check_operators(model: tflite.Model, graph: tflite.SubGraph) -> None:
             "the graph has too many operators", found=str(graph.OperatorsLength()), allowed=str(_MAX_OPERATORS)
         )
     written = set()
+    empty = set()  # a constant without elements has no bytes, so that it looks like a computed tensor
     for index in range(tensors):
         tensor = graph.Tensors(index)
         if model.BuffersLength() and model.Buffers(tensor.Buffer()).DataLength():
             written.add(index)
         elif any(tensor.Shape(axis) == 0 for axis in range(tensor.ShapeLength())):
-            written.add(index)  # an empty constant has no bytes
+            empty.add(index)
     for kind, indices in (("input", _indices(graph, "Inputs")), ("output", _indices(graph, "Outputs"))):
         for index in indices:
             if not 0 <= index < tensors:
@@ -280,7 +281,7 @@ def _check_operators(model: tflite.Model, graph: tflite.SubGraph) -> None:
         for index in _indices(operator, "Inputs"):
             if not -1 <= index < tensors:
                 raise ModelError("an operator reads a tensor that does not exist", where=where, found=str(index))
-            if index >= 0 and index not in written and index not in variables:
+            if index >= 0 and index not in written and index not in empty and index not in variables:
                 found = repr(tensor_name(graph, index))
                 raise ModelError("an operator reads a tensor that nothing computes before it", where=where, found=found)
         outputs = _indices(operator, "Outputs")
@@ -292,7 +293,7 @@ def _check_operators(model: tflite.Model, graph: tflite.SubGraph) -> None:
                 raise ModelError("a tensor is written twice", where=where, found=found)
         written.update(outputs)
     for index in _indices(graph, "Outputs"):
-        if index not in written:
+        if index not in written and index not in empty:
             raise ModelError("an output is not computed by any operator", found=repr(tensor_name(graph, index)))
 
 

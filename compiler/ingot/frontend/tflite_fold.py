@@ -1,0 +1,197 @@
+"""TFLite operators on constants, computed at import: the arithmetic on shapes that exporters leave in a model.
+
+What decides a shape (of RESHAPE, STRIDED_SLICE, FILL, ...) must be a constant here; TFLite computes it at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ingot.frontend.tvm_types import Operator, TfliteConverter
+
+#: Larger values are weights: they stay operators, which later passes fold with a budget.
+_MOST_ELEMENTS = 4096
+_DTYPES = frozenset(("int32", "int64", "bool", "float32"))
+
+Values = list[np.ndarray]
+#: (converter, operator, values of its inputs) -> those of its outputs.
+Compute = Callable[[TfliteConverter, Operator, Values], Values]
+_TABLE: dict[str, Compute] = {}
+_BINARY: dict[str, Callable[..., Any]] = {
+    "ADD": np.add, "EQUAL": np.equal, "FLOOR_DIV": np.floor_divide, "FLOOR_MOD": np.mod, "GREATER": np.greater,
+    "GREATER_EQUAL": np.greater_equal, "LESS": np.less, "LESS_EQUAL": np.less_equal, "LOGICAL_AND": np.logical_and,
+    "LOGICAL_OR": np.logical_or, "MAXIMUM": np.maximum, "MINIMUM": np.minimum, "MUL": np.multiply,
+    "NOT_EQUAL": np.not_equal, "SUB": np.subtract,
+}  # fmt: skip
+_UNARY: dict[str, Callable[..., Any]] = {
+    "ABS": np.abs, "CEIL": np.ceil, "FLOOR": np.floor, "LOGICAL_NOT": np.logical_not, "NEG": np.negative,
+}  # fmt: skip
+_REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "REDUCE_ALL": np.all, "REDUCE_ANY": np.any, "REDUCE_MAX": np.max, "REDUCE_MIN": np.min, "REDUCE_PROD": np.prod,
+    "SUM": np.sum,
+}  # fmt: skip
+#: The options of operators that may have an activation inside.
+_ACTIVATED = {"ADD": "AddOptions", "MUL": "MulOptions", "SUB": "SubOptions"}
+
+
+def fold(converter: TfliteConverter, operator: Operator) -> Values | None:
+    """The values of an operator's outputs if they are known at import; None if it stays an operator."""
+    name = str(converter.name_of(operator))
+    compute = _TABLE.get(name)
+    if compute is None:
+        return None
+    inputs = converter.get_input_tensors(operator)
+    ends = [*inputs, *converter.get_output_tensors(operator)]
+    dtypes = [str(converter.get_tensor_type_str(item.tensor.Type())) for item in ends]
+    if name == "SHAPE":
+        return [np.array(converter.shape_of(inputs[0]), np.dtype(dtypes[-1]))]
+    if any(item.qnn_params is not None for item in ends) or not _DTYPES.issuperset(dtypes):
+        return None
+    values = [_held(converter, int(item.tensor_idx)) for item in inputs]
+    known = [value for value in values if value is not None and value.size <= _MOST_ELEMENTS]
+    # Division by zero and what does not fit are left to the operator's converter, which says what is wrong.
+    if len(known) < len(values) or (name in ("FLOOR_DIV", "FLOOR_MOD") and not np.all(known[1])):
+        return None
+    try:
+        found = compute(converter, operator, known)
+    except (ValueError, IndexError):
+        return None
+    if sum(value.size for value in found) > _MOST_ELEMENTS:
+        return None
+    results = dtypes[len(inputs) :]
+    return [np.asarray(value).astype(np.dtype(dtype)) for value, dtype in zip(found, results, strict=True)]
+
+
+def _held(converter: TfliteConverter, index: int) -> np.ndarray | None:
+    """A constant's value, None of a computed tensor."""
+    if index in converter.given:
+        return np.asarray(converter.given[index])
+    if index in converter.values or index < 0:
+        return None
+    tensor = converter.get_tensors([index])[0]
+    if tensor.buffer.DataLength():
+        return np.asarray(converter.get_tensor_value(tensor))
+    shape = tuple(int(tensor.tensor.Shape(axis)) for axis in range(tensor.tensor.ShapeLength()))
+    dtype = np.dtype(converter.get_tensor_type_str(tensor.tensor.Type()))
+    return np.zeros(shape, dtype) if 0 in shape else None
+
+
+def _computes(*names: str) -> Callable[[Compute], Compute]:
+    def register(function: Compute) -> Compute:
+        _TABLE.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def _axes(value: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in value.reshape(-1))
+
+
+@_computes("SHAPE", "RANK")
+def _rank(_: TfliteConverter, __: Operator, values: Values) -> Values:
+    return [np.array(values[0].ndim)]
+
+
+@_computes(*_BINARY)
+def _binary(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    name = str(converter.name_of(operator))
+    if name in _ACTIVATED and converter.options(operator, _ACTIVATED[name]).FusedActivationFunction():
+        raise ValueError("an activation")
+    return [_BINARY[name](*values)]
+
+
+@_computes(*_UNARY)
+def _unary(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    return [_UNARY[str(converter.name_of(operator))](*values)]
+
+
+@_computes(*_REDUCTIONS)
+def _reduction(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    keep = bool(converter.options(operator, "ReducerOptions").KeepDims())
+    return [_REDUCTIONS[str(converter.name_of(operator))](values[0], axis=_axes(values[1]), keepdims=keep)]
+
+
+@_computes("CAST", "SQUEEZE", "EXPAND_DIMS", "RESHAPE")
+def _as_stored(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    """The same numbers in another shape or dtype."""
+    name, value = str(converter.name_of(operator)), values[0]
+    if name == "SQUEEZE":
+        options = converter.options(operator, "SqueezeOptions")
+        axes = tuple(int(options.SqueezeDims(place)) for place in range(options.SqueezeDimsLength()))
+        return [np.squeeze(value, axes or None)]
+    if name == "EXPAND_DIMS":
+        return [np.expand_dims(value, _axes(values[1])[0])]
+    if name == "RESHAPE" and len(values) > 1:
+        return [value.reshape(_axes(values[1]))]
+    return [
+        value.reshape(converter.shape_of(converter.get_output_tensors(operator)[0])) if name == "RESHAPE" else value
+    ]
+
+
+@_computes("PACK")
+def _pack(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    return [np.stack(values, converter.options(operator, "PackOptions").Axis())]
+
+
+@_computes("UNPACK")
+def _unpack(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    return list(np.moveaxis(values[0], converter.options(operator, "UnpackOptions").Axis(), 0))
+
+
+@_computes("CONCATENATION")
+def _concatenation(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    return [np.concatenate(values, converter.options(operator, "ConcatenationOptions").Axis())]
+
+
+@_computes("SPLIT_V")
+def _split(_: TfliteConverter, __: Operator, values: Values) -> Values:
+    value, sizes, axis = values[0], values[1].reshape(-1).astype(np.int64), _axes(values[2])[0]
+    if np.count_nonzero(sizes < 0) == 1:
+        sizes[sizes < 0] = value.shape[axis] - sizes[sizes >= 0].sum()
+    if sizes.min() < 0 or sizes.sum() != value.shape[axis]:
+        raise ValueError("sizes")
+    return np.split(value, np.cumsum(sizes)[:-1], axis)
+
+
+@_computes("GATHER")
+def _gather(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    options = converter.options(operator, "GatherOptions")
+    if options.BatchDims():
+        raise ValueError("batches")
+    return [np.take(values[0], values[1], options.Axis())]
+
+
+@_computes("RANGE")
+def _range(_: TfliteConverter, __: Operator, values: Values) -> Values:
+    first, last, step = (value.reshape(-1)[0].item() for value in values)
+    if not step or (last - first) / step > _MOST_ELEMENTS:
+        raise ValueError("steps")
+    return [np.arange(first, last, step)]
+
+
+@_computes("STRIDED_SLICE")
+def _strided_slice(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
+    options = converter.options(operator, "StridedSliceOptions")
+    if options.EllipsisMask() or options.NewAxisMask() or options.Offset():
+        raise ValueError("masks")
+    value, parts = values[0], zip(*(_axes(item) for item in values[1:]), strict=True)
+    index: list[int | slice] = []
+    for place, (first, last, step) in enumerate(parts):
+        begin = None if options.BeginMask() >> place & 1 else first
+        end = None if options.EndMask() >> place & 1 else last
+        index.append(first if options.ShrinkAxisMask() >> place & 1 else slice(begin, end, step))
+    return [value[tuple(index)]]
+
+
+@_computes("SLICE")
+def _slice(_: TfliteConverter, __: Operator, values: Values) -> Values:
+    value, ends = values[0], []
+    for first, size, whole in zip(_axes(values[1]), _axes(values[2]), value.shape, strict=True):
+        ends.append(slice(first, whole if size == -1 else first + size))
+        if not 0 <= first <= ends[-1].stop <= whole:
+            raise ValueError("a slice outside")
+    return [value[tuple(ends)]]
