@@ -16,6 +16,7 @@ from ingot.passes.lower import lower
 from ingot.passes.plan_memory import plan_memory
 from ingot.passes.precision import half_layers
 from ingot.passes.recognise import recognise
+from ingot.passes.rows_as_images import rows_as_images
 from ingot.passes.select_attention import select_attention
 from ingot.passes.select_products import select_products
 from ingot.passes.select_recurrent import select_recurrent
@@ -24,6 +25,7 @@ from ingot.passes.select_templates import select_templates
 from ingot.passes.select_transposes import select_transposes
 from ingot.passes.simplify import simplify
 from ingot.passes.state import Pass, State
+from ingot.passes.strides_to_channels import strides_to_channels
 from ingot.passes.whole_numbers import whole_numbers
 
 #: What the frontend promises.
@@ -34,6 +36,7 @@ LAYOUT_BREAKS = ("no_identities", "constants_folded")
 
 PIPELINE: tuple[Pass, ...] = (
     Pass("simplify", simplify, requires=IMPORTED, ensures=("no_identities",)),
+    Pass("rows_as_images", rows_as_images, requires=("no_identities",)),
     Pass("whole_numbers", whole_numbers, requires=("no_identities",)),
     Pass("fold_constants", fold_constants, requires=("no_identities",), ensures=("constants_folded",)),
     Pass("fold_batch_norm", fold_batch_norm, requires=("constants_folded",)),
@@ -44,6 +47,7 @@ PIPELINE: tuple[Pass, ...] = (
         ensures=("nhwc",),
         breaks=("no_identities", "constants_folded"),
     ),
+    Pass("strides_to_channels", strides_to_channels, requires=("nhwc",)),
     Pass("clean_layout", simplify, requires=("nhwc",), ensures=("no_identities",)),
     Pass("fold_layout", fold_constants, requires=("no_identities",), ensures=("constants_folded",)),
     Pass("recognise", recognise, requires=("nhwc", "constants_folded")),
