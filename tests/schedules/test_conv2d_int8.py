@@ -93,5 +93,7 @@ def test_wide_weights_take_an_instruction_that_holds_them() -> None:
     small, lowest, wide = (np.full((1, 1, 1, 1), value, np.float32) for value in (-127, -128, 200))
     assert dot_of(board, small) == best and best.form == "pairs"
     assert dot_of(board, lowest) != best and dot_of(board, wide).weight == "int16"
+    forms = [dot_of(load_target("x86-64-v3"), small, positions).form for positions in (1, 2)]
+    assert forms == ["signs", "madd"] and dot_of(load_target("x86-64-v3"), lowest, 1).form == "madd"
     assert dot_of(board, np.full((1, 1, 1, 1), 0.5, np.float32)) is None
     assert dot_of(board, np.full((1, 1, 1, 1), 256, np.float32)) is None

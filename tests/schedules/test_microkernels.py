@@ -50,8 +50,8 @@ def test_the_meaning_is_a_sum_of_products(board: str) -> None:
         ("sapphirerapids", ("vpdpbusd", "%zmm")),
         ("intel-n100", ("vpdpbusd", "%ymm")),
         ("x86-64-v4", ("vpmaddwd", "%zmm")),
-        ("x86-64-v3", ("vpmaddwd", "%ymm")),
-        ("x86-64-v2", ("pmaddwd", "%xmm")),
+        ("x86-64-v3", ("vpmaddwd", "vpsignb", "vpmaddubsw", "%ymm")),
+        ("x86-64-v2", ("pmaddwd", "psignb", "pmaddubsw", "%xmm")),
         ("raspberry-pi-5", ("sdot",)),
         ("raspberry-pi-4", ("smull", "smlal", "sadalp", "sqrdmulh")),
         ("raspberry-pi-4-32bit", ("vmull.s8", "vmlal.s8", "vpadal.s16", "vqrdmulh.s32")),
@@ -63,6 +63,7 @@ def test_the_machine_code_is_made_of_the_instruction(tmp_path: Path, board: str,
         pytest.skip("llvm-objdump is not installed")
     layers = Layers("int8")
     layers.conv(16, 32)
+    layers.dense(1, 16, 32)
     state = compile_state(layers.imported(tmp_path), board)
     assert state.lowered is not None
     code, _ = generate_object({k.symbol: k.function for k in state.lowered.kernels}, state.target)

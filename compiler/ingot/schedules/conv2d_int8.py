@@ -98,7 +98,7 @@ def choose(workload: Conv2DWorkload, target: Target, stored: str, weight: np.nda
     weight: OHWI, zero points subtracted.
     """
     found = []
-    dot, mmla = dot_of(target, weight), integer_mmla(target, stored, weight)
+    dot, mmla = dot_of(target, weight, workload.positions), integer_mmla(target, stored, weight)
     if dot is not None:
         config = default_config(workload, target, dot)
         found.append(Choice(dot, config, cost(workload, config, target, dot)))

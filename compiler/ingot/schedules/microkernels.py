@@ -41,13 +41,16 @@ class Dot:
     split: int = 1
     #: Its cost beside one vector FMA of the same lanes.
     cost: float = 1.0
+    #: For one position alone: it takes fewer instructions for each load of weights, and more for each position.
+    single: bool = False
 
     def fits(self, weight: np.ndarray) -> bool:
         """Say whether whole-number weights (zero points subtracted) can be used with it.
 
-        The pairs of products that "pairs" sums in 16 bits stay below 2^15 unless both weights are -128.
+        The pairs of products that "pairs" and "signs" sum in 16 bits stay below 2^15 unless both weights are -128.
         """
-        low, high = (-127 if self.form == "pairs" else -128, 127) if self.weight == "int8" else (-255, 255)
+        narrow = self.form in ("pairs", "signs")
+        low, high = (-127 if narrow else -128, 127) if self.weight == "int8" else (-255, 255)
         return bool(
             np.all(weight == np.rint(weight)) and weight.min(initial=0) >= low and weight.max(initial=0) <= high
         )
@@ -72,6 +75,14 @@ DOTS: tuple[Dot, ...] = (
         "s8s8_neon32", 4, 4, "int8", "int8", "pairs",
         ("neon",), arch="arm", intrinsic="llvm.arm.neon.vpadals.v4i32.v8i16", split=2, cost=3.2,
     ),
+    Dot(
+        "s8s8_avx2", 8, 4, "int8", "int8", "signs",
+        ("avx2",), intrinsic="llvm.x86.avx2", cost=2.4, single=True,
+    ),
+    Dot(
+        "s8s8_ssse3", 4, 4, "int8", "int8", "signs",
+        ("ssse3",), intrinsic="llvm.x86.ssse3", cost=2.4, single=True,
+    ),
     Dot("s16_avx512", 16, 2, "int16", "", "madd", ("avx512bw",), intrinsic="llvm.x86.avx512.pmaddw.d.512", cost=1.5),
     Dot("s16_avx2", 8, 2, "int16", "", "madd", ("avx2",), intrinsic="llvm.x86.avx2.pmadd.wd", cost=1.2),
     Dot("s16_sse2", 4, 2, "int16", "", "madd", arch="x86_64", intrinsic="llvm.x86.sse2.pmadd.wd", cost=1.2),
@@ -93,9 +104,9 @@ def dots_of(target: Target) -> list[Dot]:
     return found
 
 
-def dot_of(target: Target, weight: np.ndarray) -> Dot | None:
+def dot_of(target: Target, weight: np.ndarray, positions: int = 2) -> Dot | None:
     """Return the best instruction for these weights, or None if they are not whole numbers of at most 9 bits."""
-    return next((dot for dot in dots_of(target) if dot.fits(weight)), None)
+    return next((dot for dot in dots_of(target) if dot.fits(weight) and (positions == 1 or not dot.single)), None)
 
 
 def _description(dot: Dot) -> Any:  # noqa: ANN401 - a PrimFunc
@@ -131,6 +142,8 @@ def _step(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: ANN401 - 
             return T.call_llvm_pure_intrin(dot4, acc, weight, lane, dtype=total)
         bytes_ = T.reinterpret(T.broadcast(T.reinterpret(four, dtype="int32"), lanes), dtype=f"{dot.data}x{4 * lanes}")
         return T.call_llvm_pure_intrin(dot4, acc, bytes_, weight, dtype=total)
+    if dot.form == "signs":
+        return acc + _by_signs(dot, data(0, 4), weight)
     if dot.form == "madd":
         pairs = T.reinterpret(T.broadcast(T.reinterpret(data(0, 2), dtype="int32"), lanes), dtype=f"int16x{2 * lanes}")
         wide = T.cast(weight, f"int16x{2 * lanes}")
@@ -153,6 +166,22 @@ def _step(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: ANN401 - 
     one, two = (T.broadcast(T.cast(data(first, 1), "int32"), lanes) for first in (0, 1))
     first, second = (side(f"{dot.weight}x{lanes}", weight) for side in (T.vectorlow, T.vectorhigh))
     return acc + one * T.cast(first, total) + two * T.cast(second, total)
+
+
+def _by_signs(dot: Dot, four: Any, weight: Any) -> Any:  # noqa: ANN401 - TIR vectors
+    """Return |x| times w with the sign of x: pmaddubsw multiplies unsigned bytes by signed ones."""
+    bytes_, words, wide = (f"{kind}x{dot.lanes * n}" for kind, n in (("int8", 4), ("int16", 2), ("int32", 1)))
+    suffix = "" if dot.lanes == 8 else ".128"
+
+    def call(result: str, name: str, *args: Any) -> Any:  # noqa: ANN401
+        return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=result)
+
+    x = T.reinterpret(T.broadcast(T.reinterpret(four, dtype="int32"), dot.lanes), dtype=bytes_)
+    size = T.max(x, T.broadcast(T.int8(0), 4 * dot.lanes) - x)
+    signed = call(bytes_, f"{dot.intrinsic}.psign.b{suffix}", weight, x)
+    pairs = call(words, f"{dot.intrinsic}.pmadd.ub.sw{suffix}", size, signed)
+    one = T.broadcast(T.int16(1), 2 * dot.lanes)
+    return call(wide, "llvm.x86.avx2.pmadd.wd" if dot.lanes == 8 else "llvm.x86.sse2.pmadd.wd", pairs, one)
 
 
 def _implementation(dot: Dot) -> Any:  # noqa: ANN401 - a PrimFunc
