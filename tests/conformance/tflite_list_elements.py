@@ -45,6 +45,7 @@ def elementwise() -> None:
         )
     add("LEAKY_RELU", [x], Out(limits=wide["LEAKY_RELU"]), "LeakyReluOptions", {"Alpha": 0.2}, KINDS)
     add("PRELU", [x, V((1, 1, 5), constant=True)], Out(), kinds=("float32", "int8", "uint8"))
+    add("PRELU", [x, V((1, 1, 5), constant=True, weights=True)], Out(), kinds=("int16",))
     add("LOGISTIC", [x], Out(scale=1 / 256, zero=-128), kinds=("float32", "int8"))
     add("LOGISTIC", [x], Out(scale=1 / 256, zero=0), kinds=("uint8",))
     add("LOGISTIC", [x], Out(scale=1 / 32768), kinds=("int16",))

@@ -33,7 +33,7 @@ class Branches:
 
     @property
     def _middle(self) -> int:
-        return 0 if self.dtype == "int8" else 128
+        return 128 if self.dtype == "uint8" else 0
 
     def _add(self, tensor: Tensor) -> int:
         tensor.name = f"t{len(self.tensors)}"
@@ -49,13 +49,16 @@ class Branches:
         sources: list[tuple[tuple[int, ...], float, int]],
         result: tuple[tuple[int, ...], float, int],
         options: str = "",
-        constants: tuple[np.ndarray, ...] = (),
+        constants: tuple[np.ndarray | Tensor, ...] = (),
         **fields: float,
     ) -> None:
         """Add an operator; a source or result is (shape, scale, zero point as int8 counts)."""
         inputs = [self._stored(*item) for item in sources]
         self.inputs += inputs
-        held = [self._add(Tensor("", value.shape, str(value.dtype), value)) for value in constants]
+        held = [
+            self._add(value if isinstance(value, Tensor) else Tensor("", value.shape, str(value.dtype), value))
+            for value in constants
+        ]
         self.outputs.append(self._stored(*result))
         self.ops.append(Op(name, (*inputs, *held), (self.outputs[-1],), options, dict(fields)))
 
@@ -133,6 +136,34 @@ def test_pools_softmax_and_functions_of_one_value(tmp_path: Path, run_imported: 
     if dtype == "uint8":  # signed inputs must share the result's scale
         ends = [((1, 4, 256), 0.05, -3), ((1, 4, 256), 0.02, 10)]
         branches.add("CONCATENATION", ends, ((1, 8, 256), 0.06, 1), "ConcatenationOptions", Axis=1)
+    branches.compare(tmp_path / "net.tflite", run_imported)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_slopes_below_zero(tmp_path: Path, run_imported: Build, dtype: str) -> None:
+    branches, random = Branches(dtype), np.random.default_rng(5)
+    kind = "int8" if dtype == "int16" else dtype
+    info, zero = np.iinfo(kind), 0 if dtype == "int16" else -11
+    for (source, slope, out), shape in zip(SCALES, ((1, 1, 33), (2, 7, 33), (1,)), strict=True):
+        data = random.integers(info.min, info.max + 1, shape).astype(kind)
+        held = Tensor("", shape, kind, data, (slope,), (int(data.mean()),))
+        branches.add("PRELU", [((2, 7, 33), source, -zero)], ((2, 7, 33), out * 1.5, zero), constants=(held,))
+    branches.compare(tmp_path / "net.tflite", run_imported)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_bilinear_resizes(tmp_path: Path, run_imported: Build, dtype: str) -> None:
+    branches = Branches(dtype)
+    # What LiteRT computes of uint8 in float is exact where no weight needs more than 8 bits.
+    sizes = [((4, 5), (8, 10)), ((4, 8), (16, 2)), ((3, 3), (5, 9))] if dtype == "uint8" else []
+    sizes = sizes or [((4, 5), (9, 7)), ((8, 9), (3, 4)), ((4, 4), (8, 8)), ((1, 3), (5, 1)), ((7, 2), (7, 33))]
+    for before, after in sizes:
+        for half, corners in ((0, 0), (1, 0), (0, 1)):
+            if dtype == "uint8" and (before == (3, 3)) != bool(corners):
+                continue
+            ends = [((2, *before, 5), 0.05, 0)], ((2, *after, 5), 0.05, 0)
+            fields = {"AlignCorners": corners, "HalfPixelCenters": half}
+            branches.add("RESIZE_BILINEAR", *ends, "ResizeBilinearOptions", (np.array(after, np.int32),), **fields)
     branches.compare(tmp_path / "net.tflite", run_imported)
 
 

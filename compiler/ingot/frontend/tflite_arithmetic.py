@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ingot.errors import UnsupportedError
 from ingot.frontend import tflite_tables as tables
 from ingot.frontend.tflite_ops import handles
 from ingot.frontend.tflite_rounding import (
@@ -21,6 +22,7 @@ from ingot.frontend.tflite_rounding import (
     requantized,
     scaled,
     storage,
+    storage_type,
     zero_of,
 )
 from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter
@@ -139,6 +141,33 @@ def _hard_swish(converter: TfliteConverter, operator: Operator) -> Expr:
 def _leaky_relu(converter: TfliteConverter, operator: Operator) -> Expr:
     alpha = float(converter.options(operator, "LeakyReluOptions").Alpha())
     return _table(converter, operator, lambda source, result: tables.leaky_relu(source, result, alpha))
+
+
+@handles("PRELU")
+def _prelu(converter: TfliteConverter, operator: Operator) -> Expr:
+    """x where it is not negative, else x times a slope; the two have a multiplier each."""
+    from tvm import relax
+
+    source, slope = converter.get_input_tensors(operator)
+    output = converter.get_output_tensors(operator)[0]
+    dtype = storage_type(source)
+    if source.qnn_params is None:
+        return _others(converter, operator)
+    if not dtype or not storage_type(slope) or storage_type(output) != dtype:
+        raise UnsupportedError("PRELU on these integers is not supported", allowed="one scale for each tensor")
+    op, x = relax.op, converter.bb.emit(centred(converter, source))
+    scales = [np.float32(real_scale(item)) for item in (source, slope, output)]
+    ratios = (scales[0] / scales[2], scales[0] * scales[1] / scales[2])
+    below = op.multiply(x, centred(converter, slope))
+    kept, bent = (
+        converter.bb.emit(scaled(converter, value, ratio_of(float(ratio)), 0, _INT32, "int32"))
+        for value, ratio in zip((x, below), ratios, strict=True)
+    )
+    chosen = op.where(op.greater_equal(x, relax.const(0, "int32")), kept, bent)
+    whole = op.add(chosen, relax.const(zero_of(output), "int32"))
+    info = np.iinfo(dtype)
+    least, most = relax.const(int(info.min), "int32"), relax.const(int(info.max), "int32")
+    return op.astype(op.minimum(op.maximum(whole, least), most), dtype)
 
 
 #: The numbers by which the schema knows the activations that are operators too.

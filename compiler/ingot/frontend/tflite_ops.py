@@ -69,8 +69,8 @@ _ON_INTEGERS = frozenset(
     (
         "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "EXP",
         "FULLY_CONNECTED", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "LSTM", "MAX_POOL_2D", "MEAN", "MUL", "PAD",
-        "PADV2", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "SOFTMAX", "SUB", "TANH", "TRANSPOSE_CONV",
-        "UNIDIRECTIONAL_SEQUENCE_LSTM", "custom TFLite_Detection_PostProcess",
+        "PADV2", "PRELU", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "RESIZE_BILINEAR", "SOFTMAX", "SUB", "TANH",
+        "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "custom TFLite_Detection_PostProcess",
     )
 )  # fmt: skip
 # These only move elements, or choose among them: they work on the stored integers of any type.
@@ -97,6 +97,7 @@ _FAMILIES = (
     "tflite_elementwise",
     "tflite_detect",
     "tflite_recurrent",
+    "tflite_resize",
     "tflite_signal",
     "tflite_stablehlo",
 )

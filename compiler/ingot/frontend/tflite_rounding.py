@@ -13,7 +13,7 @@ from ingot.frontend.tvm_types import Expr, TfliteConverter, Wrapper
 if TYPE_CHECKING:
     from ingot.frontend.fixed_point import Ratio
 
-_INT8 = 9
+_INT8, _INT16 = 9, 7
 _EIGHT_BITS = {9: "int8", 3: "uint8"}
 
 
@@ -44,6 +44,13 @@ def is_whole(*tensors: Wrapper) -> bool:
         and item.qnn_params["scale"].value.numpy().size == 1
         for item in tensors
     )
+
+
+def storage_type(tensor: Wrapper) -> str:
+    """The dtype of a tensor stored in 8 or 16 bits with one scale; empty for others."""
+    kinds = {**_EIGHT_BITS, _INT16: "int16"}
+    whole = tensor.qnn_params is not None and tensor.qnn_params["scale"].value.numpy().size == 1
+    return kinds.get(tensor.tensor.Type(), "") if whole else ""
 
 
 def storage(tensor: Wrapper) -> tables.Scale:
