@@ -27,7 +27,9 @@ _NUMBER = re.compile(r"([a-z])((?:\d+)(?:[x.]\d+)*)")
 #: No honest extent is larger; a record's text decides how long the arithmetic below takes.
 _MOST = 1 << 24
 _OPERATORS = ("conv2d", "depthwise", "matmul")
-_FIELDS = ("pixels", "block", "unroll", "lanes", "size", "tiles", "parts", "order", "group", "rows", "vectors")
+_FIELDS = (
+    "pixels", "block", "unroll", "lanes", "size", "tiles", "parts", "order", "group", "prefetch", "rows", "vectors",
+)  # fmt: skip
 
 
 def numbers_of(key: str) -> tuple[str, str, dict[str, tuple[int, ...]]] | None:

@@ -108,7 +108,7 @@ def _tile(work: Conv2DWorkload, target: Target, form: WeightFormat) -> TileConfi
     free = regs.count - form.registers
     space = conv2d.configs(work, target)
     fitting = [c for c in space if c.pixels * (v := c.block // regs.lanes) + v + 1 <= free]
-    config = conv2d.default_config(work, target)
+    config = conv2d.default_tile(work, target)
     if work.positions > 1 and config not in fitting and fitting:
         config = min(fitting, key=lambda c: (conv2d.cost(work, c, target), -c.pixels, c.block))
     data = work.batch * work.height * work.width * work.in_channels * ceil_div(work.out_channels, config.block)

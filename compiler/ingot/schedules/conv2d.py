@@ -18,12 +18,13 @@ Case 3: data stored as integers, or a window too wide to unroll: a tile copies i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from tvm import te, tirx
 
+from ingot.schedules import prefetch
 from ingot.schedules.border import guarded_load, mark, specialise
 from ingot.schedules.lanes import LANES, mark_lanes
 from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
@@ -94,7 +95,8 @@ class TileConfig:
 
     order: which tile comes next: of another position (POSITIONS_INNER, one block of weights stays), of another block
     of channels (CHANNELS_INNER), or what reads fewer bytes again (BY_BYTES). group: so many blocks of channels are one
-    task, which copies its patch of input once.
+    task, which copies its patch of input once. prefetch: 1 if the tiles of one block of weights fetch the next
+    (`schedules.prefetch`), which they do where that block stays.
     """
 
     pixels: int
@@ -102,6 +104,7 @@ class TileConfig:
     unroll: int
     order: int = 0
     group: int = 1
+    prefetch: int = 0
 
 
 BY_BYTES, POSITIONS_INNER, CHANNELS_INNER = 0, 1, 2
@@ -115,6 +118,8 @@ MAX_VECTORS = 4
 _LATENCY_FMAS = 8
 #: What a vector load costs on x86, in FMAs: two are issued a cycle, but now and then they wait for each other.
 _LOAD = 1.2
+#: The share of the second-level cache in which weights stay from one inference to the next.
+_KEPT = 0.25
 #: Multiply-adds of one row of a window that may be unrolled, for each channel of a step.
 MAX_WINDOW_CODE = 8192
 #: The annotation of a block whose borders are compiled apart (case 2).
@@ -144,7 +149,7 @@ def variants(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
     For groups there must be something to copy: a window too wide to read the image itself.
     """
     tiles = configs(workload, target)
-    found = list(tiles)
+    found = [*tiles, *(tile for t in tiles if (tile := _with_prefetch(workload, t, target)) != t)]
     for tile in tiles:
         blocks = ceil_div(workload.out_channels, tile.block)
         patches = not workload.pointwise and not peels(workload, tile)
@@ -154,10 +159,25 @@ def variants(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
             for order in (POSITIONS_INNER, CHANNELS_INNER):
                 for group in dict.fromkeys(groups):
                     found.append(TileConfig(tile.pixels, tile.block, unroll, order, group))
+                    if order == POSITIONS_INNER:
+                        found.append(replace(found[-1], prefetch=1))
     return found
 
 
 def default_config(workload: Conv2DWorkload, target: Target) -> TileConfig:
+    """Return the tile with the least estimated cost, which fetches weights ahead where that pays."""
+    return _with_prefetch(workload, default_tile(workload, target), target)
+
+
+def _with_prefetch(workload: Conv2DWorkload, config: TileConfig, target: Target) -> TileConfig:
+    """Return a tile with the prefetch that pays: of weights that the second-level cache does not keep."""
+    w = workload
+    weights = w.kernel[0] * w.kernel[1] * w.in_channels * w.out_channels * 4
+    far = weights > target.cache.l2_kib * 1024 * _KEPT
+    return replace(config, prefetch=1) if target.arch == "x86_64" and far and w.positions > config.pixels else config
+
+
+def default_tile(workload: Conv2DWorkload, target: Target) -> TileConfig:
     """Return the tile with the least estimated cost."""
     if workload.positions == 1:
         return configs(workload, target)[-1]
@@ -473,6 +493,8 @@ def schedule(
     if instruction is None:
         sch.vectorize(w_lanes)
     init = sch.decompose_reduction(anchor, reduction[0] if len(reduction) > 1 else rc_outer)
+    if config.prefetch and channels_first:
+        prefetch.mark(sch, rc_outer, tile=config.pixels, unroll=config.unroll)
     if window is not None:
         height, width, sh, sw, dilation, span, top, left = (int(v) for v in window)
         where = {"height": (height, sh, dilation, top), "width": (width, sw, span, left)}
@@ -509,9 +531,12 @@ def _tiles(
 
 
 def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any:  # noqa: ANN401
-    """Apply what a schedule cannot express to the scheduled function: loads of four inputs at once, border tiles."""
+    """Apply what a schedule cannot express to the scheduled function.
+
+    These are loads of four inputs at once, border tiles, and weights fetched ahead.
+    """
     lanes = uses_lanes(target, config.unroll)
-    return specialise(mark_lanes(function, block + "_update") if lanes else function)
+    return prefetch.insert(specialise(mark_lanes(function, block + "_update") if lanes else function))
 
 
 def _weights_stay(sch: Any, anchor: Any, config: TileConfig) -> bool:  # noqa: ANN401

@@ -39,7 +39,7 @@ def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
 
 def default_config(workload: Conv2DWorkload, target: Target) -> TileConfig:
     """Return the tile with the least estimated cost."""
-    return conv2d.default_config(grouped(workload), target)
+    return conv2d.default_tile(grouped(workload), target)
 
 
 def matmul_workload(workload: MatmulWorkload) -> Conv2DWorkload:
@@ -54,7 +54,7 @@ def matmul_config(workload: MatmulWorkload, target: Target) -> TileConfig:
     """Return the tile with the least estimated cost for a product: it joins rows of one outer dimension only."""
     conv, lead = grouped(matmul_workload(workload)), (1, *workload.lead)
     if workload.positions == 1:
-        return conv2d.default_config(conv, target)
+        return conv2d.default_tile(conv, target)
     found = [c for c in conv2d.configs(conv, target) if c.pixels <= lead[-1] or lead[-2] % (c.pixels // lead[-1]) == 0]
     return min(found, key=lambda c: (conv2d.cost(conv, c, target), -c.pixels, c.block))
 

@@ -14,7 +14,7 @@ direct 3e-7 to 2.5e-6, F(2x2) 2e-7 to 1e-6, F(4x4) 8e-7 to 4e-6; the larger ones
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -33,6 +33,8 @@ POINTS: dict[int, tuple[float, ...]] = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.75, -0.7
 STACK_BYTES = 56 * 1024
 # Workspaces for each core of the target: with several, threads get even shares also when some cores are not used.
 PARTS_PER_CORE = 4
+# Register tiles that may be one block of tiles, at most.
+_MOST_GROUPED = 10
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class WinogradConfig:
     """F(`size` x `size`, 3x3); `tiles` tiles by `block` output channels are multiplied at once, in registers.
 
     unroll: input channels a step takes. parts: 0 if all patches are transformed before the first product; else into
-    how many parts the tiles are divided, each with a workspace of its own for one block of `tiles` at a time.
+    how many parts the tiles are divided, each with a workspace of its own for one block of tiles at a time. group: a
+    block is so many times `tiles` tiles, all of which a position's weights meet before the next position's. prefetch:
+    1 if those of the next position are fetched meanwhile (`schedules.prefetch`).
     """
 
     size: int
@@ -48,6 +52,13 @@ class WinogradConfig:
     block: int
     unroll: int
     parts: int
+    group: int = 1
+    prefetch: int = 0
+
+    @property
+    def together(self) -> int:
+        """Return the tiles of one block."""
+        return self.tiles * self.group
 
     @property
     def patch(self) -> int:
@@ -84,8 +95,8 @@ class Tiling:
 
     @property
     def tile_blocks(self) -> int:
-        """Return the number of blocks of `tiles` tiles."""
-        return ceil_div(self.total, self.config.tiles)
+        """Return the number of blocks of tiles."""
+        return ceil_div(self.total, self.config.together)
 
     @property
     def channel_blocks(self) -> int:
@@ -95,12 +106,12 @@ class Tiling:
     @property
     def patch_bytes(self) -> int:
         """Return the bytes of the transformed patches of one block of tiles."""
-        return self.config.positions * self.config.tiles * self.workload.in_channels * 4
+        return self.config.positions * self.config.together * self.workload.in_channels * 4
 
     @property
     def product_bytes(self) -> int:
         """Return the bytes of the products of one block of tiles with one block of channels."""
-        return self.config.positions * self.config.tiles * self.config.block * 4
+        return self.config.positions * self.config.together * self.config.block * 4
 
     @property
     def weight_bytes(self) -> int:
@@ -170,27 +181,33 @@ def supports(workload: Conv2DWorkload, target: Target) -> bool:
 
 
 def configs(workload: Conv2DWorkload, target: Target, workspace: int) -> list[WinogradConfig]:
-    """Return the space: every size and register tile whose products fit the stack, in every place for the patches.
+    """Return the space: every size, register tile and group whose products fit the stack, in every place for patches.
 
-    workspace: bytes the arena has for transformed patches.
+    Large weights are fetched ahead or not. workspace: bytes the arena has for transformed patches.
     """
     found = []
+    # Products that come back from the second-level cache are transformed slowly: a group gains nothing by more.
+    most = STACK_BYTES, min(STACK_BYTES, target.cache.l1d_kib * 1536)
     # With one vector of weights a step, loads of patches outweigh the multiplications (measured: 2 to 3 times slower).
     least = min(2 * registers(target).lanes, workload.out_channels)
     for size in POINTS:
-        total = Tiling(workload, WinogradConfig(size, 1, 1, 1, 0)).total
+        whole = Tiling(workload, WinogradConfig(size, 1, workload.out_channels, 1, 0))
+        total, far = whole.total, whole.weight_bytes > target.cache.l2_kib * 1024
         for tile in tile_configs(_product(workload, total), target):
             if tile.block < least:
                 continue
-            blocks = ceil_div(total, tile.pixels)
-            for parts in dict.fromkeys((0, min(blocks, PARTS_PER_CORE * target.core_count), blocks)):
-                config = WinogradConfig(size, tile.pixels, tile.block, tile.unroll, parts)
-                tiling = Tiling(workload, config)
-                if tiling.product_bytes <= STACK_BYTES and tiling.workspace_bytes <= workspace:
-                    found.append(config)
+            tiles = ceil_div(total, tile.pixels)
+            for group in sorted({g for n in range(1, tiles + 1) if (g := ceil_div(tiles, n)) <= _MOST_GROUPED}):
+                blocks = ceil_div(total, tile.pixels * group)
+                for parts in dict.fromkeys((0, min(blocks, PARTS_PER_CORE * target.core_count), blocks)):
+                    config = WinogradConfig(size, tile.pixels, tile.block, tile.unroll, parts, group)
+                    tiling = Tiling(workload, config)
+                    if tiling.product_bytes <= most[group > 1] and tiling.workspace_bytes <= workspace:
+                        found += [config, replace(config, prefetch=1)] if far else [config]
     return found
 
 
+@cache
 def default_config(workload: Conv2DWorkload, target: Target, workspace: int) -> WinogradConfig | None:
     """Return the config with the least estimated cost, or None where the direct convolution is estimated faster.
 
@@ -204,9 +221,13 @@ def default_config(workload: Conv2DWorkload, target: Target, workspace: int) -> 
     return best[1] if best is not None and best[0] < direct else None
 
 
-#: Bytes of weights that cost as much as one vector FMA: read from the third-level cache, from memory (cores without a
-#: third level have slower memory), and as a part of the file.
-_CACHE_BYTES, _MEMORY_BYTES, _SLOW_MEMORY_BYTES, _FILE_BYTES = 26, 8, 4, 24
+#: Bytes of weights that cost as much as one vector FMA: read from the third-level cache, from memory (by one core of
+#: two that share it; of cores without a third level: as one), and as a part of the file.
+_CACHE_BYTES, _MEMORY_BYTES, _SLOW_MEMORY_BYTES, _FILE_BYTES = 16, 1.5, 4, 16
+#: What it takes to ask for a line ahead, in FMAs.
+_ASK = 1
+#: Of what is fetched ahead, the share that the core waits for all the same.
+_NOT_HIDDEN = 0.25
 #: A kernel's tasks should divide evenly among so many threads, if the target has them.
 _THREADS = 4
 
@@ -229,14 +250,24 @@ def cost(workload: Conv2DWorkload, config: WinogradConfig, target: Target) -> fl
     tile = TileConfig(config.tiles, config.block, config.unroll)
     # With one vector of weights a step, the loads of patches are what takes time.
     single = 1.3 if config.block == registers(target).lanes else 1.0
-    products = single * config.positions * tile_cost(_product(workload, tiling.total, config.tiles), tile, target)
-    filled = tiling.tile_blocks * config.tiles
+    # What asks for lines ahead takes the place of loads.
+    asks = config.prefetch * _ASK * config.block / 16 / (config.together * config.block // registers(target).lanes)
+    filled = tiling.tile_blocks * config.together
+    # Weights that one register tile alone reads before others push them out come from the second-level cache.
+    second = 0.375 / config.tiles if config.group == 1 else 0.0
+    each = (single + asks + second) * config.positions
+    products = each * tile_cost(_product(workload, filled, config.tiles), tile, target)
     forward = (9 if config.parts else 11) * filled * _vectors(workload.in_channels, dtype, target)
-    back = 4 * tiling.total * _vectors(workload.out_channels, dtype, target)
+    kept = tiling.product_bytes <= target.cache.l1d_kib * 1024
+    back = (4 if kept else 12) * tiling.total * _vectors(workload.out_channels, dtype, target)
     tasks = config.parts or tiling.tile_blocks * tiling.channel_blocks
     threads = min(target.core_count, _THREADS)
     uneven = ceil_div(tasks, threads) * threads / tasks
-    return (products + config.positions * (forward + back)) * uneven + _weight_cost(tiling, target)
+    work = (products + config.positions * (forward + back)) * uneven
+    near, far = _weight_cost(tiling, target)
+    # What is fetched ahead comes while the core multiplies.
+    ahead = config.prefetch and target.arch == "x86_64"
+    return near + (max(work, far) + _NOT_HIDDEN * min(work, far) if ahead else work + far)
 
 
 def _vectors(channels: int, dtype: str, target: Target) -> int:
@@ -244,17 +275,19 @@ def _vectors(channels: int, dtype: str, target: Target) -> int:
     return channels // lanes_for(target, dtype, channels)
 
 
-def _weight_cost(tiling: Tiling, target: Target) -> float:
-    """Return what the weights cost beyond the second-level cache.
+def _weight_cost(tiling: Tiling, target: Target) -> tuple[float, float]:
+    """Return what the weights cost as a part of the file, and what they cost beyond the second-level cache.
 
     Large ones come from memory once in each inference, since other layers have used the caches since the last; those
     that one block of tiles leaves in no near cache come again for the next. All count once more as a part of the file.
     """
     weights, l2, l3 = tiling.weight_bytes, target.cache.l2_kib * 1024 * 3 // 4, target.cache.l3_kib * 1024
     far = _MEMORY_BYTES if l3 else _SLOW_MEMORY_BYTES
-    total = weights / _FILE_BYTES + (weights / far if weights > l3 // 8 else 0.0)
+    total = 0.0
+    if weights > min(l2, l3 // 8):
+        total = weights / (far if weights > l3 // 8 else _CACHE_BYTES)
     channels_first = not tiling.config.parts and tiling.channels_first
     kept = weights // tiling.channel_blocks if channels_first else weights
     if kept > l2:
         total += weights * (tiling.tile_blocks - 1) / (_CACHE_BYTES if kept <= l3 // 4 else far)
-    return total
+    return weights / _FILE_BYTES, total

@@ -1,8 +1,9 @@
 """The loop nests of a Winograd convolution (`schedules.winograd`), written as statements.
 
     transform   V[tile][position][ci] = B^T patch B                         (the patch is zero outside the image)
-    multiply    for each block of T tiles x b output channels:
-                    M[position][tile][b] = V x U for all positions, in registers, kept on the stack
+    multiply    for each block of G * T tiles x b output channels:
+                    for each position, G times:
+                        M[position][tile][b] = V x U of T tiles, in registers, kept on the stack
                     output tile = A^T M A, then the fused epilogue, then the only store
 
 Schedule primitives cannot cut an image into blocks of tiles that end in the middle of a row, nor share subexpressions
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from ingot.schedules import written
+from ingot.schedules import prefetch, written
 from ingot.schedules.conv2d import Conv2DWorkload, uses_lanes
 from ingot.schedules.lanes import lane_of
 from ingot.schedules.statements import (
@@ -141,10 +142,10 @@ def _transform(tiling: Tiling, data: Expr, patches: Expr, where: tuple[Expr, Exp
     """Return the transform of the patch of one tile; `where`: block of tiles, its place in `patches`, tile in block."""
     w, config = tiling.workload, tiling.config
     block, slot, row = where
-    tile = block * config.tiles + row
+    tile = block * config.together + row
     # Tiles that fill the last block are copies of the last one: whatever they hold is not stored.
     last = integer(tiling.total - 1)
-    n, y0, x0 = _place(tiling, tirx.min(tile, last) if tiling.total % config.tiles else tile)
+    n, y0, x0 = _place(tiling, tirx.min(tile, last) if tiling.total % config.together else tile)
     lanes = lanes_for(target, w.dtype, w.in_channels)
 
     def patch(n: Expr, top: Expr, left: Expr) -> Stmt:
@@ -182,9 +183,20 @@ def _transform(tiling: Tiling, data: Expr, patches: Expr, where: tuple[Expr, Exp
 
 def _product(tiling: Tiling, tensors: tuple[Expr, Expr, Expr], at: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
     """Return one matrix product, patches x weights -> products; `at`: place in patches, channel block, position."""
+    config = tiling.config
+    if config.group == 1:
+        return _tiles_product(tiling, tensors, (*at, integer(0)), target)
+    return loop_over(config.group, lambda g: _tiles_product(tiling, tensors, (*at, g), target), "group")
+
+
+def _tiles_product(
+    tiling: Tiling, tensors: tuple[Expr, Expr, Expr], at: tuple[Expr, Expr, Expr, Expr], target: Target
+) -> Stmt:
+    """Return the part of a product that is computed in registers at once; the last of `at`: which part of the block."""
     w, config = tiling.workload, tiling.config
     patches, weights, products = tensors
-    slot, block, position = at
+    slot, block, position, part = at
+    first_tile = part * config.tiles
     width, by_lane = registers(target).lanes, uses_lanes(target, config.unroll)
     vectors = config.block // width
     acc = float_buffer((config.tiles, vectors, width), "acc")
@@ -198,19 +210,26 @@ def _product(tiling: Tiling, tensors: tuple[Expr, Expr, Expr], at: tuple[Expr, E
     def step(first: Expr, c: Expr) -> Stmt:
         def add(t: Expr, k: Expr, lane: Expr) -> Stmt:
             if by_lane:
-                value = lane_of(tirx.BufferLoad(patches, [slot, position, t, first]), c)
+                value = lane_of(tirx.BufferLoad(patches, [slot, position, first_tile + t, first]), c)
             else:
-                value = tirx.BufferLoad(patches, [slot, position, t, first + c])
+                value = tirx.BufferLoad(patches, [slot, position, first_tile + t, first + c])
             weight = tirx.BufferLoad(weights, [block, position, first + c, k * width + lane])
             return tirx.BufferStore(acc, tirx.BufferLoad(acc, [t, k, lane]) + value * weight, [t, k, lane])
 
         return each(add)
 
     def keep(t: Expr, k: Expr, lane: Expr) -> Stmt:
-        return tirx.BufferStore(products, tirx.BufferLoad(acc, [t, k, lane]), [position, t, k * width + lane])
+        place = [position, first_tile + t, k * width + lane]
+        return tirx.BufferStore(products, tirx.BufferLoad(acc, [t, k, lane]), place)
 
     def steps(outer: Expr) -> Stmt:
-        return unrolled(config.unroll, lambda c: step(outer * config.unroll, c), "ci")
+        products = unrolled(config.unroll, lambda c: step(outer * config.unroll, c), "ci")
+        if not config.prefetch:
+            return products
+        here = [block, position + 1, outer * config.unroll]
+        lines = prefetch.lines(config.unroll * config.block, w.dtype)
+        asks = prefetch.ask(weights, here, first_tile, config.together, config.tiles, lines)
+        return tirx.SeqStmt([*asks, products])
 
     zero = each(lambda t, k, lane: tirx.BufferStore(acc, tirx.const(0.0, "float32"), [t, k, lane]))
     return with_buffers(
@@ -223,7 +242,7 @@ def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr,
     w, config = tiling.workload, tiling.config
     tile_block, channel_block, row = where
     size, edge, lanes = config.size, config.patch, lanes_for(target, w.dtype, w.out_channels)
-    tile = tile_block * config.tiles + row
+    tile = tile_block * config.together + row
     n, y0, x0 = _place(tiling, tile)
 
     def outputs(n: Expr, y0: Expr, x0: Expr) -> Stmt:
@@ -255,7 +274,7 @@ def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr,
         return loop_over(config.block // lanes, channels, "c")
 
     body = named({"n": n, "y0": y0, "x0": x0}, outputs)
-    return tirx.IfThenElse(tile < tiling.total, body, None) if tiling.total % config.tiles else body
+    return tirx.IfThenElse(tile < tiling.total, body, None) if tiling.total % config.together else body
 
 
 # -- the nests ---------------------------------------------------------------------------------------------------------
@@ -268,9 +287,9 @@ def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) 
     data = float_buffer((w.batch, w.height, w.width, w.in_channels), "data")
     weights = float_buffer((tiling.channel_blocks, config.positions, w.in_channels, config.block), "weight")
     slots = 1 if tiling.on_stack else config.parts or tiling.tile_blocks
-    patches = float_buffer((slots, config.positions, config.tiles, w.in_channels), "patches")
+    patches = float_buffer((slots, config.positions, config.together, w.in_channels), "patches")
     conv = float_buffer(out_shape, "winograd")
-    products = float_buffer((config.positions, config.tiles, config.block), "products")
+    products = float_buffer((config.positions, config.together, config.block), "products")
 
     def multiply(tile_block: Expr, channel_block: Expr, slot: Expr) -> Stmt:
         def product(position: Expr) -> Stmt:
@@ -279,7 +298,7 @@ def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) 
         def inverse(row: Expr) -> Stmt:
             return _inverse(tiling, products, conv, (tile_block, channel_block, row), target)
 
-        phases = [loop_over(config.positions, product, "position"), loop_over(config.tiles, inverse, "row")]
+        phases = [loop_over(config.positions, product, "position"), loop_over(config.together, inverse, "row")]
         return with_buffers([products], tirx.SeqStmt(phases), "task")
 
     if config.parts:
@@ -303,7 +322,7 @@ def _one_nest(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target:
             return _transform(tiling, data, patches, (tile_block, slot, row), target)
 
         channels = loop_over(tiling.channel_blocks, lambda cb: multiply(tile_block, cb, slot), "cb")
-        return tirx.SeqStmt([loop_over(config.tiles, transform, "row"), channels])
+        return tirx.SeqStmt([loop_over(config.together, transform, "row"), channels])
 
     def part(index: Expr) -> Stmt:
         if tiling.on_stack:
@@ -324,7 +343,7 @@ def _two_nests(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target
     config = tiling.config
 
     def tile(index: Expr) -> Stmt:
-        names = {"tb": tirx.floordiv(index, config.tiles), "row": tirx.floormod(index, config.tiles)}
+        names = {"tb": tirx.floordiv(index, config.together), "row": tirx.floormod(index, config.together)}
         return named(names, lambda tb, row: _transform(tiling, data, patches, (tb, tb, row), target))
 
     def task(index: Expr) -> Stmt:
@@ -335,6 +354,6 @@ def _two_nests(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target
 
     tasks = tiling.tile_blocks * tiling.channel_blocks
     parallel = tirx.ForKind.PARALLEL
-    return loop_over(tiling.tile_blocks * config.tiles, tile, "task", parallel), loop_over(
+    return loop_over(tiling.tile_blocks * config.together, tile, "task", parallel), loop_over(
         tasks, task, "task", parallel
     )
