@@ -151,3 +151,17 @@ def test_an_already_quantised_model_is_refused(tmp_path: Path, net: Path) -> Non
 
 def test_bindings_stay_one_block(graph: Graph) -> None:
     assert len(bindings_of(graph.main)) == len(graph.bindings)
+
+
+def test_layers_of_rows_are_layers(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["y"], group=8),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((8, 4, 3)).astype("f4"), "v": rng.standard_normal((8, 1, 5)).astype("f4")}
+    path = tmp_path / "rows.onnx"
+    onnx.save(model_of(nodes, {"x": ("float32", (1, 4, 30))}, ["y"], weights), path)
+    graph = Graph(prepare(import_model(path), load_target("native")))
+    assert [layer.kind for layer in graph.layers.values()] == ["conv2d", "depthwise"]

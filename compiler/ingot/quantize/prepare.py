@@ -7,15 +7,16 @@ from ingot.frontend.interface import Imported
 from ingot.passes.fold_batch_norm import fold_batch_norm
 from ingot.passes.fold_constants import fold_constants
 from ingot.passes.rewriter import bindings_of, dtype_of, op_name
+from ingot.passes.rows_as_images import rows_as_images
 from ingot.passes.simplify import simplify
 from ingot.passes.state import State
 from ingot.target import Target
 
 
 def prepare(imported: Imported, target: Target) -> State:
-    """Return the model as its layers will be: constants folded, scales and shifts of norms in the weights."""
+    """Return the model as its layers will be: rows as images, constants folded, norms in the weights."""
     state = State(imported.module, dict(imported.weights), imported, target)
-    for step in (simplify, fold_constants, fold_batch_norm):
+    for step in (simplify, rows_as_images, fold_constants, fold_batch_norm):
         state = step(state)
     return state
 
