@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ingot.errors import UnsupportedError
-from ingot.frontend.fourier import matrices
+from ingot.frontend.fourier import matrices, real_transform
 from ingot.frontend.tflite_ops import handles
 from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter
 
@@ -39,8 +39,11 @@ def _rfft2d(converter: TfliteConverter, operator: Operator) -> Expr:
 
     x = fitted(converter.get_tensor_expr(source), rank - 1, shape[-1], columns)
     x = fitted(x, rank - 2, shape[-2], rows)
-    cosines, sines = factors(columns, columns // 2 + 1, "row")
-    real, imaginary = bb.emit(relax.op.matmul(x, cosines)), bb.emit(relax.op.matmul(x, sines))
+
+    def weight(name: str, value: np.ndarray) -> Expr:
+        return converter.exp_tab.new_const(value, dtype=str(value.dtype), source_name=f"row_{name}".encode())
+
+    real, imaginary = real_transform(bb, weight, bb.emit(x), "float32")
     if rows > 1:
         # The matrices are symmetric, so they may stand on the left.
         cosines, sines = factors(rows, rows, "column")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ingot.frontend.fourier import matrices
+from ingot.frontend.fourier import matrices, real_transform
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 from ingot.frontend.tvm_types import Expr
 
@@ -48,9 +48,12 @@ def _dft(ctx: Context) -> Expr:
         return ctx.emit(flat)
 
     rows = ctx.out_shape()[axis]
-    cosines, sines = _matrices(ctx, length, rows, inverse, ctx.dtype())
     real = part(0)
-    first, second = relax.op.matmul(real, cosines), relax.op.matmul(real, sines)
+    if parts == 1 and not inverse and rows == length // 2 + 1:
+        first, second = real_transform(ctx.bb, ctx.array, real, ctx.dtype())
+    else:
+        cosines, sines = _matrices(ctx, length, rows, inverse, ctx.dtype())
+        first, second = relax.op.matmul(real, cosines), relax.op.matmul(real, sines)
     if parts == 2:
         imaginary = part(1)
         first = relax.op.subtract(first, relax.op.matmul(imaginary, sines))
@@ -95,12 +98,14 @@ def _stft(ctx: Context) -> Expr:
 
     arguments = [ctx.inputs[0], *([ctx.inputs[2]] if ctx.has(2) else [])]
     whole = ctx.emit(ctx.bb.call_te(cut, *arguments, primfunc_name_hint="frames"))
-    cosines, sines = _matrices(ctx, length, bins, False, ctx.dtype())
 
     def part(index: int) -> Expr:
         piece = relax.op.strided_slice(whole, [3], [index], [index + 1], [1])
         return ctx.emit(relax.op.reshape(piece, (batch, frames, length)))
 
+    if bins == length // 2 + 1 and (len(shape) < 3 or shape[2] == 1):
+        return relax.op.stack([*real_transform(ctx.bb, ctx.array, part(0), ctx.dtype())], axis=3)
+    cosines, sines = _matrices(ctx, length, bins, False, ctx.dtype())
     first, second = relax.op.matmul(part(0), cosines), relax.op.matmul(part(0), sines)
     if len(shape) == 3 and shape[2] == 2:
         first = relax.op.subtract(first, relax.op.matmul(part(1), sines))
