@@ -7,7 +7,7 @@
 #include <signal.h>
 #include <time.h>
 
-/* How long a waiting thread spins: longer than the gap between two kernels, shorter than a scheduler's time slice. */
+/* How long a waiting thread spins at first: longer than the gap between two kernels, shorter than a time slice. */
 #define RT_SPIN_NS 100000
 
 /* Kernels keep at most a few KiB on the stack; a thread's static TLS and a signal frame with tiles must fit as well. */
@@ -34,32 +34,31 @@ static int64_t rt_now_ns(void) {
 /* ---- gates -------------------------------------------------------------------------------------------------- */
 
 static bool rt_gate_init(rt_gate *gate) {
-    atomic_init(&gate->value, 0);
-    atomic_init(&gate->asleep, 0);
-    return pthread_mutex_init(&gate->mutex, NULL) == 0 && pthread_cond_init(&gate->wake, NULL) == 0;
+    atomic_init(&gate->value, 0), atomic_init(&gate->asleep, false), gate->vain = 0;
+    return !pthread_mutex_init(&gate->mutex, NULL) && !pthread_cond_init(&gate->wake, NULL);
 }
 
 static void rt_gate_destroy(rt_gate *gate) {
-    pthread_cond_destroy(&gate->wake);
-    pthread_mutex_destroy(&gate->mutex);
+    pthread_cond_destroy(&gate->wake), pthread_mutex_destroy(&gate->mutex);
 }
 
 static void rt_gate_wait(rt_gate *gate, unsigned wanted, bool spin) {
     if (spin) {
-        int64_t start = rt_now_ns();
-        do {
-            for (int i = 0; i < 64; i++) {
-                if (atomic_load_explicit(&gate->value, memory_order_acquire) == wanted) return;
-                rt_pause();
-            }
-            /* No sched_yield: it hands a whole time slice to whatever else runs, a background job of any priority. */
-        } while (rt_now_ns() - start < RT_SPIN_NS);
+        const int64_t end = rt_now_ns() + (RT_SPIN_NS >> gate->vain);
+        bool came = false;
+        do { /* no sched_yield: it would hand a whole time slice to a background job of any priority */
+            for (int i = 0; i < 64 && !came; i++, rt_pause())
+                came = atomic_load_explicit(&gate->value, memory_order_acquire) == wanted;
+        } while (!came && rt_now_ns() < end);
+        /* On a crowded machine the awaited thread may need this very CPU: sleep sooner next time. */
+        gate->vain = (uint8_t)(came ? gate->vain - (gate->vain > 0) : gate->vain + 2 * (gate->vain < 6));
+        if (came) return;
     }
     /* Sequential consistency does the rest: either the waker sees `asleep`, or we see the new value. */
     pthread_mutex_lock(&gate->mutex);
-    atomic_store(&gate->asleep, 1);
+    atomic_store(&gate->asleep, true);
     while (atomic_load(&gate->value) != wanted) pthread_cond_wait(&gate->wake, &gate->mutex);
-    atomic_store(&gate->asleep, 0);
+    atomic_store(&gate->asleep, false);
     pthread_mutex_unlock(&gate->mutex);
 }
 

@@ -57,7 +57,8 @@ __attribute__((noinline)) static void ingot_parallel(const rt_frame *frame, rt_s
 /* A value one thread waits for: it spins for a moment, then sleeps. */
 typedef struct rt_gate {
     atomic_uint value;
-    atomic_uint asleep;
+    atomic_bool asleep;
+    uint8_t vain; /* each spin in vain makes the next one shorter: it is halved so many times */
     pthread_mutex_t mutex;
     pthread_cond_t wake;
 } rt_gate;
