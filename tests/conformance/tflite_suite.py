@@ -45,11 +45,13 @@ ELSEWHERE = {
     "CALL_ONCE": "test_tflite_variables.py",
     "COMPLEX_ABS": "test_tflite_more.py",
     "DENSIFY": "test_tflite_stored.py",
+    "IF": "test_tflite_control.py",
     "IMAG": "test_tflite_more.py",
     "READ_VARIABLE": "test_tflite_variables.py",
     "REAL": "test_tflite_more.py",
     "RFFT2D": "test_tflite_more.py",
     "VAR_HANDLE": "test_tflite_variables.py",
+    "WHILE": "test_tflite_control.py",
     **dict.fromkeys(STABLEHLO, "test_tflite_stablehlo.py"),
 }
 # Cases in one compiled model: one link for all of them.

@@ -21,6 +21,7 @@ from ingot.frontend.onnx_read import refuse_operators
 from ingot.frontend.shapes import DeclaredInput, Dim, resolve_shapes
 from ingot.frontend.source import Source, c_name
 from ingot.frontend.survey import Links, Part, Survey, part_without, surveyed
+from ingot.frontend.tflite_control import refusal_inside
 from ingot.frontend.tflite_counted import followed
 from ingot.frontend.tflite_fold import fold
 from ingot.frontend.tflite_variables import OPERATORS as VARIABLE_OPERATORS
@@ -253,7 +254,7 @@ class _Importer:
                 survey.labels[number] = f"operator {number} {self.converter.name_of(operator)}"
             if self.converter.name_of(operator) in VARIABLE_OPERATORS:
                 continue
-            reason = self.converter.refusal(operator)
+            reason = self.converter.refusal(operator) or refusal_inside(self.converter, operator)
             if reason is not None and survey is not None:
                 survey.fail(number, UnsupportedError("the operator is not supported", found=reason), _writes(operator))
             elif reason is not None:

@@ -40,7 +40,6 @@ _REFUSED = {
     "HASHTABLE_IMPORT": _STRINGS,
     "HASHTABLE_LOOKUP": _STRINGS,
     "HASHTABLE_SIZE": _STRINGS,
-    "IF": _GRAPHS,
     "LSH_PROJECTION": "hashes its inputs",
     "MULTINOMIAL": _CHANCE,
     "PLACEHOLDER_FOR_GREATER_OP_CODES": "is no operator",
@@ -56,21 +55,20 @@ _REFUSED = {
     "STABLEHLO_SCATTER": _GRAPHS,
     "STABLEHLO_SORT": _GRAPHS,
     "STABLEHLO_WHILE": _GRAPHS,
-    "WHILE": _GRAPHS,
 }
 _FLOATS = (0, 1)
 
 # Operators with quantised inputs and float results, or the other way round, whose own converters know it.
-_MIXED = frozenset(("QUANTIZE", "DEQUANTIZE", "custom TFLite_Detection_PostProcess"))
+_MIXED = frozenset(("QUANTIZE", "DEQUANTIZE", "IF", "WHILE", "custom TFLite_Detection_PostProcess"))
 HYBRID = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
 # Converters that read and make stored integers. The others see real numbers: what is quantised is dequantised before
 # them and quantised after them.
 _ON_INTEGERS = frozenset(
     (
         "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "EXP",
-        "FULLY_CONNECTED", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "LSTM", "MAX_POOL_2D", "MEAN", "MUL", "PAD",
+        "FULLY_CONNECTED", "HARD_SWISH", "IF", "LEAKY_RELU", "LOGISTIC", "LSTM", "MAX_POOL_2D", "MEAN", "MUL", "PAD",
         "PADV2", "PRELU", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "RESIZE_BILINEAR", "SOFTMAX", "SUB", "TANH",
-        "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "custom TFLite_Detection_PostProcess",
+        "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "WHILE", "custom TFLite_Detection_PostProcess",
     )
 )  # fmt: skip
 # These only move elements, or choose among them: they work on the stored integers of any type.
@@ -91,6 +89,7 @@ _FAMILIES = (
     "tflite_products",
     "tflite_moves",
     "tflite_blocks",
+    "tflite_control",
     "tflite_counted",
     "tflite_index",
     "tflite_arithmetic",
@@ -188,6 +187,8 @@ def _converter_class() -> type:
             self.counters: dict[int, tuple[int, Expr]] = {}
             # What an operator leaves in the state tensors that it keeps.
             self.next_states: dict[int, Expr] = {}
+            # How many operators of other graphs were written out, for all graphs of the file together.
+            self.written_out = [0]
             self.values: dict[int, Expr] = {}
             self.fetched: dict[int, Expr] = {}
 
