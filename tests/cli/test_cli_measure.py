@@ -53,6 +53,22 @@ def test_bench_against_another_engine(ingot: Ingot, tiny_so: Path, tiny_model: P
     assert error < 1e-5
 
 
+def test_bench_gives_another_engine_what_the_library_holds_itself(ingot: Ingot, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    nodes = [
+        helper.make_node("Mul", ["x", "k"], ["m"]),
+        helper.make_node("Add", ["m", "h"], ["s"]),
+        helper.make_node("Relu", ["s"], ["y"]),
+    ]
+    ends = [value("k", [1]), value("x", [1, 4]), value("h", [1, 4])], [value("s", [1, 4]), value("y", [1, 4])]
+    model = save(tmp_path / "m.onnx", nodes, *ends, {})
+    options = ("--bind", "k=3", "--state", "h=s", "-o", tmp_path / "m.so")
+    assert ingot("compile", model, *options).exit_code == 0
+    result = ingot("bench", tmp_path / "m.so", "--seconds", 0.1, "--against", "onnxruntime", model)
+    assert result.exit_code == 0, result.output
+    assert float(result.stdout.splitlines()[-1].rpartition(" ")[2]) < 1e-6
+
+
 def test_bench_against_another_library(ingot: Ingot, tiny_so: Path, tmp_path: Path) -> None:
     copy = shutil.copy(tiny_so, tmp_path / "copy.so")
     result = ingot("bench", tiny_so, "--seconds", 0.1, "--against", "ingot", copy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -49,7 +49,9 @@ def command(library: Path, threads: int, seconds: float, against: Sequence[tuple
     """
     import ingot
     from ingot.cli.console import clean, console
+    from ingot.cli.fixed_inputs import bound_inputs, first_states
     from ingot.cli.peers import interleave, peers, random_feeds
+    from ingot.packager.selftest import source_inputs
 
     for _, path in against:
         if not path.is_file():
@@ -58,25 +60,34 @@ def command(library: Path, threads: int, seconds: float, against: Sequence[tuple
     with ingot.load(str(library), threads=1) as model:  # its own errors, before any other process
         feeds = random_feeds(model.inputs, seed)
         inputs = ", ".join(clean(repr(spec)) for spec in model.inputs)
-        precision = clean(model.metadata["precision"])
+        meta = model.metadata
+        precision = clean(meta["precision"])
     out = console()
     plural = "" if threads == 1 else "s"
     what = f"{precision}, {threads} thread{plural}, random inputs (seed {seed})"
     out.print(f"{clean(library)}, {what}: {inputs}", soft_wrap=True)
     contestants = [("ingot", library), *against]
-    with peers(contestants, threads, [feeds] * len(contestants)) as running:
-        outputs = [_outputs(peer) for peer in running] if against else []
+    theirs = feeds
+    if any(engine != "ingot" for engine, _ in against):
+        theirs = source_inputs(feeds, [*bound_inputs(meta, {}), *first_states(library, meta)])
+    given = [feeds if engine == "ingot" else theirs for engine, _ in contestants]
+    with peers(contestants, threads, given) as running:
+        outputs = [_outputs(peer, meta) for peer in running] if against else []
         interleave(running, seconds)
         _show(running)
         for peer, wanted in zip(running[1:], outputs[1:], strict=False):
             _compare(running[0], peer, outputs[0], wanted)
 
 
-def _outputs(peer: Peer) -> list[np.ndarray]:
+def _outputs(peer: Peer, meta: dict[str, Any]) -> list[np.ndarray]:
+    """The outputs of one run, without those that a library keeps as state."""
     peer.turn(True)
     outputs = peer.outputs()
     peer.turn(False)
-    return outputs
+    if peer.engine == "ingot":
+        return outputs
+    kept = {entry["output_position"] for entry in meta["states"] if entry["in_source"]}
+    return [array for place, array in enumerate(outputs) if place not in kept]
 
 
 def _label(peer: Peer, others: Sequence[Peer]) -> str:

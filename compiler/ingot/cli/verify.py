@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from ingot.cli.options import MAX_THREADS, PATH, bind_option, parse_binds, seed_option
-from ingot.errors import IngotError, InputError, LoadError, ModelError, OptionError, RunError, ToolchainError
+from ingot.errors import IngotError, InputError, LoadError, ModelError, RunError, ToolchainError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -114,12 +114,13 @@ def command(
       ingot verify pi4.so model.onnx --on qemu --data samples.npz
     """
     from ingot.cli.console import clean, console
+    from ingot.cli.fixed_inputs import bound_inputs, first_states
     from ingot.packager.selftest import source_inputs
     from ingot.runtime.loader import TensorSpec, read_metadata
 
     meta = read_metadata(str(library))
     source_format = _source_format(model, meta)
-    bound, states = _bound(meta, parse_binds(binds)), _first_states(library, meta)
+    bound, states = bound_inputs(meta, parse_binds(binds)), first_states(library, meta)
     inputs = [TensorSpec(t) for t in meta["inputs"]]
     scores = [_Score(TensorSpec(t), meta["precision"]) for t in meta["outputs"]]
     out, fixed = console(), [*bound, *states]
@@ -171,62 +172,6 @@ def _source_format(model: Path, meta: dict[str, Any]) -> str:
     if hashlib.sha256(source.data).hexdigest() != meta["source"]["sha256"]:
         console(stderr=True).print("note: the library was compiled from another file than this model", style="yellow")
     return source.format
-
-
-def _bound(meta: dict[str, Any], given: dict[str, Any]) -> list[tuple[int, str, Array]]:
-    """The inputs that were bound at compile time: place, name, value. Raises OptionError where a value is not known."""
-    from ingot.packager.metadata import bound_array
-
-    names = [entry["name"] for entry in meta["bound"]]
-    for name in given:
-        if name not in names:
-            allowed = ", ".join(map(repr, names)) or "none: the library has no bound inputs"
-            raise OptionError("--bind names an input that is not bound", "--bind", repr(name[:80]), allowed)
-    found = []
-    for entry in meta["bound"]:
-        name = entry["name"]
-        value = given.get(name)
-        if value is not None and not isinstance(value, np.ndarray):
-            value = np.asarray(value).astype(_bits(entry["dtype"]))
-        array = bound_array(entry, value)
-        if array is None:
-            what = "a bound input has another value in the library" if name in given else "a bound value is not known"
-            hint = f"give the value it was compiled with: --bind {name}=FILE.npy"
-            raise OptionError(what, where=f"input {name!r}", allowed=f"SHA-256 {entry['sha256']}", hint=hint)
-        found.append((entry["position"], name, array))
-    return found
-
-
-def _first_states(library: Path, meta: dict[str, Any]) -> list[tuple[int, str, Array]]:
-    """The first values of the state: place among the source's inputs, name, value. Raises LoadError for a lie."""
-    import math
-
-    from ingot.packager.elf import Elf
-
-    entries = meta["states"]
-    if sum(math.prod(entry["shape"]) for entry in entries) > meta["state_bytes"]:
-        raise LoadError("the library's states are larger than its memory for them", where=str(library))
-    elf = Elf(library.read_bytes(), str(library)) if any(entry["initial"] is not None for entry in entries) else None
-    section = elf.section(".ingot.weights") if elf is not None else None
-    found = []
-    for entry in entries:
-        if not entry["in_source"]:
-            continue
-        dtype, shape, start = _bits(entry["dtype"]), entry["shape"], entry["initial"]
-        value = np.zeros(shape, dtype)
-        if start is not None:
-            data = bytes(elf.contents(section)[start : start + value.nbytes]) if elf and section else b""
-            if len(data) != value.nbytes:
-                raise LoadError("a first state lies outside the library's weights", where=str(library))
-            value = np.frombuffer(data, dtype).reshape(shape)
-        found.append((entry["input_position"], entry["input"], value))
-    return found
-
-
-def _bits(dtype: str) -> np.dtype[Any]:
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
 
 
 #: Takes samples and gives each with its outputs.
