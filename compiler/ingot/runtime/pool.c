@@ -1,7 +1,7 @@
 /* pool.c: the threads of one model instance.
  *
  * The caller of `run` is thread 0; the others wait at their own gate. A job is one kernel, cut into contiguous equal
- * parts. Nothing here allocates after rt_pool_start.
+ * parts, one for each; the caller does those that nobody has begun. Nothing here allocates after rt_pool_start.
  */
 
 #include <signal.h>
@@ -81,8 +81,9 @@ static void rt_pool_part(const rt_pool *pool, int32_t part) {
 static void *rt_worker_main(void *argument) {
     rt_worker *worker = argument;
     rt_pool *pool = worker->pool;
-    for (unsigned job = 1;; job++) {
-        rt_gate_wait(&worker->go, job, pool->spin);
+    for (;;) {
+        rt_gate_wait(&worker->go, 1, pool->spin);
+        if (!atomic_exchange(&worker->go.value, 0)) continue; /* too late: the caller has taken this part */
         if (pool->quit) return NULL;
         rt_pool_part(pool, worker->index);
         if (atomic_fetch_sub(&pool->done.value, 1) == 1) rt_gate_wake(&pool->done);
@@ -91,7 +92,7 @@ static void *rt_worker_main(void *argument) {
 
 static void rt_pool_open(rt_pool *pool, int32_t workers) {
     for (int32_t i = 0; i < workers; i++) {
-        atomic_fetch_add(&pool->workers[i].go.value, 1);
+        atomic_store(&pool->workers[i].go.value, 1);
         rt_gate_wake(&pool->workers[i].go);
     }
 }
@@ -104,22 +105,24 @@ static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t begin, 
         step(frame, begin, end);
         return;
     }
-    pool->step = step;
-    pool->frame = frame;
-    pool->begin = begin;
-    pool->extent = extent;
-    pool->parts = parts;
+    pool->step = step, pool->frame = frame;
+    pool->begin = begin, pool->extent = extent, pool->parts = parts;
     atomic_store(&pool->done.value, (unsigned)parts - 1);
     rt_pool_open(pool, parts - 1);
     rt_pool_part(pool, 0);
+    for (int32_t part = 1; part < parts; part++) {
+        if (!atomic_exchange(&pool->workers[part - 1].go.value, 0)) continue;
+        rt_pool_part(pool, part); /* its worker has not begun: asleep, or without a CPU */
+        atomic_fetch_sub(&pool->done.value, 1);
+    }
     rt_gate_wait(&pool->done, 0, pool->spin);
 }
 
 /* ---- life --------------------------------------------------------------------------------------------------- */
 
 static void rt_pool_stop(rt_pool *pool) {
-    if (pool->pid != getpid()) return; /* made before a fork: its threads live in the other process */
-    if (pool->started == 0) return;
+    /* Made before a fork, its threads live in the other process. */
+    if (pool->pid != getpid() || pool->started == 0) return;
     pool->quit = true;
     rt_pool_open(pool, pool->started);
     for (int32_t i = 0; i < pool->started; i++) {
@@ -136,9 +139,7 @@ static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, s
     pthread_attr_t attributes;
     sigset_t all, before;
     int failure = 0;
-    pool->threads = threads, pool->started = 0;
-    pool->pid = getpid();
-    pool->quit = false;
+    pool->threads = threads, pool->started = 0, pool->pid = getpid(), pool->quit = false;
     if (threads < 2) return INGOT_OK;
     pool->spin = threads <= rt_cpu_count();
     if (!rt_gate_init(&pool->done) || pthread_attr_init(&attributes) != 0)
@@ -149,8 +150,7 @@ static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, s
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int32_t i = 0; i < threads - 1 && !failure; i++) {
         rt_worker *worker = &pool->workers[i];
-        worker->pool = pool, worker->index = i + 1;
-        failure = ENOMEM;
+        worker->pool = pool, worker->index = i + 1, failure = ENOMEM;
         if (rt_gate_init(&worker->go))
             failure = pthread_create(&worker->thread, &attributes, rt_worker_main, worker);
         pool->started += !failure;

@@ -64,7 +64,7 @@ typedef struct rt_gate {
 } rt_gate;
 
 typedef struct rt_worker {
-    _Alignas(RT_LINE) rt_gate go; /* its value counts the jobs posted to this worker */
+    _Alignas(RT_LINE) rt_gate go; /* its value is 1 from when a part is posted until one takes it */
     pthread_t thread;
     struct rt_pool *pool;
     int32_t index;
@@ -82,7 +82,7 @@ typedef struct rt_pool {
     int32_t begin;
     int32_t extent;
     int32_t parts;
-    _Alignas(RT_LINE) rt_gate done; /* its value counts the workers still busy */
+    _Alignas(RT_LINE) rt_gate done; /* its value counts the parts of others that are not done */
     rt_worker workers[INGOT_MAX_THREADS - 1];
 } rt_pool;
 
