@@ -51,6 +51,7 @@ ELSEWHERE = {
     "REAL": "test_tflite_more.py",
     "RFFT2D": "test_tflite_more.py",
     "VAR_HANDLE": "test_tflite_variables.py",
+    "STABLEHLO_COMPOSITE": "test_tflite_control.py",
     "WHILE": "test_tflite_control.py",
     **dict.fromkeys(STABLEHLO, "test_tflite_stablehlo.py"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flatbuffers import flexbuffers
 
 from ingot.errors import ModelError, UnsupportedError
 from ingot.frontend import Imported, import_model
@@ -109,6 +110,22 @@ def _while(graphs: tuple[Graph, Graph], first: int | None = 0, second: int = 2) 
     fields = {"CondSubgraphIndex": 1, "BodySubgraphIndex": second}
     op = Op("WHILE", (0, 1, 2), (3, 4, 5), "WhileOptions", fields)
     return tflite_of(tensors, [op], [1, 2] if first is not None else [0, 1, 2], [3, 4, 5], graphs)
+
+
+def test_a_composite_computes_what_its_graph_says(write: Write, run_imported: Build) -> None:
+    tensors = [Tensor("a", (2, 3)), Tensor("b", (2, 3)), Tensor("c", (2, 3)), Tensor("d", (2, 3))]
+    attributes = flexbuffers.Builder()
+    with attributes.Map():
+        attributes.Int("version", 1)
+    packed = np.frombuffer(bytes(attributes.Finish()), np.uint8)
+    fields = {"DecompositionSubgraphIndex": 1, "Name": "odml.product", "CompositeAttributes": packed}
+    ops = [Op("ADD", (0, 1), (2,), "AddOptions")]
+    ops.append(Op("STABLEHLO_COMPOSITE", (2, 1), (3,), "StableHLOCompositeOptions", fields))
+    path = write(tflite_of(tensors, ops, [0, 1], [3], (_branch("MUL"),)), "m.tflite")
+    a, b = (RANDOM.standard_normal((2, 3)).astype(np.float32) for _ in range(2))
+    (found,) = run_imported(import_model(path))(a, b)
+    np.testing.assert_array_equal(found, (a + b) * b)
+    np.testing.assert_array_equal(found, litert(path, [a, b])[0])
 
 
 @pytest.mark.parametrize(("first", "limit", "step"), [(0, 5, 1), (1, 8, 3), (5, 5, 1)])

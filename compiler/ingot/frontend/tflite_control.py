@@ -1,8 +1,9 @@
 """TFLite operators that run other graphs of the file: their operators are written out in place of them.
 
 - IF whose condition is known runs one graph; one whose condition is computed runs both and selects.
+- STABLEHLO_COMPOSITE runs the graph that says what it computes.
 - WHILE runs its body as often as its condition graph says, which must be known: the loop's counters are followed
-  through the graphs by `tflite_known`.
+  through the graphs by `tflite_fold`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from ingot.errors import IngotError, ModelError, UnsupportedError
 from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, MAX_STEPS
-from ingot.frontend.tflite_known import known_results, value_of
+from ingot.frontend.tflite_fold import fold, value_of
 from ingot.frontend.tflite_ops import KEEP_STATE, handles, make_converter
 from ingot.frontend.tflite_variables import OPERATORS as VARIABLE_OPERATORS
 from ingot.frontend.tflite_verify import check_graph, tensor_name
@@ -24,6 +25,7 @@ from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter
 _CALLERS = {
     "IF": ("IfOptions", ("ThenSubgraphIndex", "ElseSubgraphIndex")),
     "WHILE": ("WhileOptions", ("CondSubgraphIndex", "BodySubgraphIndex")),
+    "STABLEHLO_COMPOSITE": ("StableHLOCompositeOptions", ("DecompositionSubgraphIndex",)),
 }
 #: Graphs that run graphs that run graphs.
 _MAX_DEPTH = 8
@@ -65,15 +67,15 @@ def _refusal(converter: TfliteConverter, operator: Operator, path: tuple[int, ..
     return None
 
 
-def _graphs(converter: TfliteConverter, operator: Operator) -> tuple[int, int]:
+def _graphs(converter: TfliteConverter, operator: Operator) -> list[int]:
     """The numbers of the graphs that an operator runs."""
     kind, fields = _CALLERS[converter.name_of(operator)]
     options = converter.options(operator, kind)
-    first, second = (int(getattr(options, field)()) for field in fields)
-    for index in (first, second):
+    found = [int(getattr(options, field)()) for field in fields]
+    for index in found:
         if not 0 < index < converter.model.SubgraphsLength():
             raise ModelError("an operator runs a graph that does not exist", found=str(index))
-    return first, second
+    return found
 
 
 def _arguments(converter: TfliteConverter, places: Sequence[int]) -> list[Given]:
@@ -121,7 +123,7 @@ def _run(converter: TfliteConverter, index: int, given: Sequence[Given]) -> list
         operator = graph.Operators(number)
         label = f"graph {index}, operator {number} {inner.name_of(operator)}"
         results = [int(operator.Outputs(place)) for place in range(operator.OutputsLength())]
-        values = known_results(inner, operator)
+        values = fold(inner, operator)
         if values is not None:
             inner.given.update(zip(results, values, strict=False))
             continue
@@ -211,6 +213,12 @@ def _refuse_divisions(converter: TfliteConverter, index: int) -> None:
             raise UnsupportedError(
                 "a graph that may not be taken divides whole numbers", f"graph {index}, operator {number}", name
             )
+
+
+@handles("STABLEHLO_COMPOSITE")
+def _composite(converter: TfliteConverter, operator: Operator) -> list[Expr]:
+    given = _arguments(converter, [int(operator.Inputs(place)) for place in range(operator.InputsLength())])
+    return _expressions(converter, _run(converter, _graphs(converter, operator)[0], given))
 
 
 @handles("WHILE")

@@ -16,6 +16,11 @@ from ingot.frontend.tvm_types import Operator, TfliteConverter
 _MOST_ELEMENTS = 4096
 _DTYPES = frozenset(("int32", "int64", "bool", "float32"))
 
+#: Operators whose results need the results of others, and so on.
+_MAX_CHAIN = 64
+#: These read the size of their input, not its elements.
+_ON_SHAPES = frozenset(("SHAPE", "RANK"))
+
 Values = list[np.ndarray]
 #: (converter, operator, values of its inputs) -> those of its outputs.
 Compute = Callable[[TfliteConverter, Operator, Values], Values]
@@ -46,37 +51,64 @@ def fold(converter: TfliteConverter, operator: Operator) -> Values | None:
     inputs = converter.get_input_tensors(operator)
     ends = [*inputs, *converter.get_output_tensors(operator)]
     dtypes = [str(converter.get_tensor_type_str(item.tensor.Type())) for item in ends]
-    if name == "SHAPE":
-        return [np.array(converter.shape_of(inputs[0]), np.dtype(dtypes[-1]))]
+    if name in _ON_SHAPES:
+        shape = np.array(converter.shape_of(inputs[0]))
+        return [(shape if name == "SHAPE" else np.array(shape.size)).astype(np.dtype(dtypes[-1]))]
     if any(item.qnn_params is not None for item in ends) or not _DTYPES.issuperset(dtypes):
         return None
     values = [_held(converter, int(item.tensor_idx)) for item in inputs]
     known = [value for value in values if value is not None and value.size <= _MOST_ELEMENTS]
-    # Division by zero and what does not fit are left to the operator's converter, which says what is wrong.
-    if len(known) < len(values) or (name in ("FLOOR_DIV", "FLOOR_MOD") and not np.all(known[1])):
+    # What is wrong is left to the operator's converter, which says so.
+    if len(known) < len(values):
         return None
     try:
         found = compute(converter, operator, known)
     except (ValueError, IndexError):
         return None
-    if sum(value.size for value in found) > _MOST_ELEMENTS:
+    results = [np.dtype(dtype) for dtype in dtypes[len(inputs) :]]
+    if sum(value.size for value in found) > _MOST_ELEMENTS or len(found) != len(results):
         return None
-    results = dtypes[len(inputs) :]
-    return [np.asarray(value).astype(np.dtype(dtype)) for value, dtype in zip(found, results, strict=True)]
+    return [np.asarray(value).astype(dtype) for value, dtype in zip(found, results, strict=True)]
+
+
+def value_of(converter: TfliteConverter, index: int, depth: int = 0) -> np.ndarray | None:
+    """The value of a tensor, computed from operators that are not converted yet; None if it is not known at import."""
+    found = _held(converter, index)
+    if found is not None or index < 0 or depth >= _MAX_CHAIN or converter.has_expr(index):
+        return found
+    graph = converter.subgraph
+    for number in range(graph.OperatorsLength()):
+        operator = graph.Operators(number)
+        outputs = [int(operator.Outputs(place)) for place in range(operator.OutputsLength())]
+        if index not in outputs:
+            continue
+        inputs = [int(operator.Inputs(place)) for place in range(operator.InputsLength())]
+        name = str(converter.name_of(operator))
+        if name not in _TABLE or (name in _ON_SHAPES and not converter.has_expr(inputs[0])):
+            return None
+        if name not in _ON_SHAPES and any(value_of(converter, place, depth + 1) is None for place in inputs):
+            return None
+        values = fold(converter, operator)
+        converter.given.update(zip(outputs, values or (), strict=False))
+        return None if values is None else values[outputs.index(index)]
+    return None
 
 
 def _held(converter: TfliteConverter, index: int) -> np.ndarray | None:
-    """A constant's value, None of a computed tensor."""
-    if index in converter.given:
-        return np.asarray(converter.given[index])
-    if index in converter.values or index < 0:
+    """The value of a constant of plain numbers, None of another tensor."""
+    if index < 0:
         return None
     tensor = converter.get_tensors([index])[0]
+    if tensor.qnn_params is not None:
+        return None
+    if index in converter.given:
+        return np.asarray(converter.given[index])
     if tensor.buffer.DataLength():
         return np.asarray(converter.get_tensor_value(tensor))
     shape = tuple(int(tensor.tensor.Shape(axis)) for axis in range(tensor.tensor.ShapeLength()))
-    dtype = np.dtype(converter.get_tensor_type_str(tensor.tensor.Type()))
-    return np.zeros(shape, dtype) if 0 in shape else None
+    if converter.has_expr(index) or 0 not in shape:
+        return None
+    return np.zeros(shape, np.dtype(converter.get_tensor_type_str(tensor.tensor.Type())))
 
 
 def _computes(*names: str) -> Callable[[Compute], Compute]:
@@ -91,9 +123,9 @@ def _axes(value: np.ndarray) -> tuple[int, ...]:
     return tuple(int(axis) for axis in value.reshape(-1))
 
 
-@_computes("SHAPE", "RANK")
-def _rank(_: TfliteConverter, __: Operator, values: Values) -> Values:
-    return [np.array(values[0].ndim)]
+@_computes(*_ON_SHAPES)
+def _shape(_: TfliteConverter, __: Operator, values: Values) -> Values:
+    return values
 
 
 @_computes(*_BINARY)
@@ -101,7 +133,10 @@ def _binary(converter: TfliteConverter, operator: Operator, values: Values) -> V
     name = str(converter.name_of(operator))
     if name in _ACTIVATED and converter.options(operator, _ACTIVATED[name]).FusedActivationFunction():
         raise ValueError("an activation")
-    return [_BINARY[name](*values)]
+    if name in ("FLOOR_DIV", "FLOOR_MOD") and not np.all(values[1]):
+        raise ValueError("a division by zero")
+    with np.errstate(all="ignore"):
+        return [_BINARY[name](*values)]
 
 
 @_computes(*_UNARY)
@@ -119,6 +154,8 @@ def _reduction(converter: TfliteConverter, operator: Operator, values: Values) -
 def _as_stored(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
     """The same numbers in another shape or dtype."""
     name, value = str(converter.name_of(operator)), values[0]
+    if name == "CAST" and value.dtype.kind == "f" and np.any((value != np.trunc(value)) | (np.abs(value) >= 2**31)):
+        raise ValueError("where it does not fit, each machine rounds in its own way")
     if name == "SQUEEZE":
         options = converter.options(operator, "SqueezeOptions")
         axes = tuple(int(options.SqueezeDims(place)) for place in range(options.SqueezeDimsLength()))

@@ -47,7 +47,6 @@ _REFUSED = {
     "RANDOM_UNIFORM": _CHANCE,
     "REDUCE_WINDOW": _NO_KERNEL,
     "SKIP_GRAM": _STRINGS,
-    "STABLEHLO_COMPOSITE": _GRAPHS,
     "STABLEHLO_CUSTOM_CALL": "stands for code outside the file",
     "STABLEHLO_REDUCE": _GRAPHS,
     "STABLEHLO_REDUCE_WINDOW": _GRAPHS,
@@ -59,7 +58,9 @@ _REFUSED = {
 _FLOATS = (0, 1)
 
 # Operators with quantised inputs and float results, or the other way round, whose own converters know it.
-_MIXED = frozenset(("QUANTIZE", "DEQUANTIZE", "IF", "WHILE", "custom TFLite_Detection_PostProcess"))
+_MIXED = frozenset(
+    ("QUANTIZE", "DEQUANTIZE", "IF", "STABLEHLO_COMPOSITE", "WHILE", "custom TFLite_Detection_PostProcess")
+)
 HYBRID = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"))
 # Converters that read and make stored integers. The others see real numbers: what is quantised is dequantised before
 # them and quantised after them.
@@ -67,8 +68,9 @@ _ON_INTEGERS = frozenset(
     (
         "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "EXP",
         "FULLY_CONNECTED", "HARD_SWISH", "IF", "LEAKY_RELU", "LOGISTIC", "LSTM", "MAX_POOL_2D", "MEAN", "MUL", "PAD",
-        "PADV2", "PRELU", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "RESIZE_BILINEAR", "SOFTMAX", "SUB", "TANH",
-        "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "WHILE", "custom TFLite_Detection_PostProcess",
+        "PADV2", "PRELU", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "RESIZE_BILINEAR", "SOFTMAX",
+        "STABLEHLO_COMPOSITE", "SUB", "TANH", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "WHILE",
+        "custom TFLite_Detection_PostProcess",
     )
 )  # fmt: skip
 # These only move elements, or choose among them: they work on the stored integers of any type.
