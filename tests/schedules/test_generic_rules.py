@@ -1,11 +1,14 @@
-"""Rule-based schedules: concatenations whose parts meet inside a vector, reductions with what finishes them."""
+"""Rule-based schedules: axes joined to one, concatenations whose parts meet inside a vector, finished reductions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from tvm import relax
+from tvm import relax, te, tirx
 
+from ingot.passes.lower import split_nests
+from ingot.schedules.apply import schedule_function
+from ingot.target import load_target
 from passes.build import close, finish, normal, relax_state
 from passes.execute import execute
 
@@ -77,3 +80,35 @@ def test_a_sum_with_two_readers_keeps_its_result(tmp_path):
     positive, negative = execute(state, [x], tmp_path)
     close(positive, np.maximum(x.sum((1, 2)), 0))
     close(negative, -x.sum((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 80, 65, 14), (1, 7, 5, 6), (3, 64, 3), (2, 9, 33), (5, 5), (1, 16, 4, 40)], ids=str
+)
+def test_functions_of_functions_over_rows_of_any_length(tmp_path, shape):
+    x, y = normal(shape), normal(shape, 1)
+
+    def body(e, x, y):
+        return [e(op.sigmoid(e(op.add(e(op.tanh(e(op.exp(x)))), y))))]
+
+    (got,) = run([x, y], body, tmp_path, 1)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-(np.tanh(np.exp(x)) + y))), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_end_inside_a_vector_take_no_division():
+    function = schedule_function(_doubled((128, 52, 26)), load_target("x86-64-v3"))
+    text = str(split_nests(function)[0].statement)
+    stored = next(line for line in text.splitlines() if " = " in line and "2.0" in line)
+    assert "//" not in stored and "%" not in stored
+
+
+def test_an_element_made_of_another_place_of_a_tensor_of_its_shape(tmp_path):
+    x = normal((7, 7))
+    (got,) = run([x], lambda e, x: [e(op.tanh(e(op.add(x, e(op.permute_dims(x))))))], tmp_path, 1)
+    np.testing.assert_allclose(got, np.tanh(x + x.T), rtol=1e-5, atol=1e-6)
+
+
+def _doubled(shape):
+    x = te.placeholder(shape, "float32", name="x")
+    y = te.compute(shape, lambda *i: x(*i) * tirx.const(2.0, "float32"), name="y")
+    return te.create_prim_func([x, y], index_dtype_override="int64").with_attr("global_symbol", "main")

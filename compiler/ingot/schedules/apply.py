@@ -82,7 +82,8 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
             generic.schedule_reduction(sch, block, target)
         else:
             generic.schedule_elementwise(sch, block, target)
-    return sch.mod["main"] if finish is None else finish(sch.mod["main"])
+    function = generic.flatten(sch.mod["main"])
+    return function if finish is None else finish(function)
 
 
 def _inlined(function: Any, *, keep_result: bool = False) -> tuple[Any, Any]:  # noqa: ANN401

@@ -181,8 +181,8 @@ def schedule(sch: Any, anchor: Any, output: Any, config: AttentionConfig, target
     for name in ("max", "sum"):
         for suffix in ("_lanes", "_register"):
             if f"{STAGE}{name}{suffix}" in by_name:
-                schedule_stage(sch, by_name[f"{STAGE}{name}{suffix}"], row)
-    vectorize_row(sch, sch.get_loops(powers)[-1], row)
+                schedule_stage(sch, by_name[f"{STAGE}{name}{suffix}"], row, target)
+    vectorize_row(sch, powers, row, target)
     for block in (scores, anchor):
         decompose(sch, block)
 

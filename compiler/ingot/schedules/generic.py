@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import tvm_ffi
-from tvm import ir, tirx
+from tvm import ir, s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
-from ingot.schedules.vector import DTYPE_BYTES, lanes_for, largest_divisor, registers
+from ingot.schedules.vector import DTYPE_BYTES, interleaved_lanes, lanes_for, largest_divisor, registers
 from ingot.target import Target
 
 # A local buffer up to this size may live on the stack of the thread that computes it.
@@ -25,6 +25,8 @@ REDUCTION_VECTORS = 4
 ROW_BYTES = 16 * 1024
 # Rows of plain copies from this length on are left to LLVM, which makes them calls of memcpy.
 COPIED_ROW = 32
+# The annotation of a block that has joined all axes of its tensors, which are of one shape.
+FLAT = "ingot.flat"
 # With fewer rows than this the contiguous axis is divided among threads too.
 MIN_ROWS = 16
 
@@ -77,7 +79,8 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
             sch.unroll(inner)  # LLVM interleaves the copies of a vector
         sch.parallel(sch.fuse(*others))
         return
-    flat = all([int(d) for d in region.source.shape] == [int(d) for d in out.shape] for region in node.reads)
+    shape = [int(d) for d in out.shape]
+    flat = all([int(d) for d in region.source.shape] == shape for region in node.reads)
     dtype = str(out.dtype)
     lanes = lanes_for(target, dtype, innermost)
     seams = _seams(node)
@@ -88,10 +91,17 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
         sch.unroll(loops[-1])
         sch.parallel(sch.fuse(*loops[:-1]) if len(loops) > 1 else sch.add_unit_loop(loops[-1]))
         return
-    if lanes < 4 and flat:
-        fused = sch.fuse(*loops)
-        loops = [fused]
-        lanes = lanes_for(target, dtype, int(sch.get(fused).extent))
+    in_place = flat and len(loops) == len(shape) > 1 and _in_place(node, shape)
+    ragged = in_place and interleaved_lanes(node, lanes, innermost, target) < interleaved_lanes(node, lanes, 0, target)
+    if (lanes < 4 or ragged) and flat and len(loops) > 1:
+        if in_place:
+            joined = tirx.IndexMap.from_func(lambda *i: [_ravel(i, shape)], ndim=len(shape), index_dtype="int64")
+            sch.transform_block_layout(block, joined)
+            sch.annotate(block, FLAT, 1)
+            loops, node = sch.get_loops(block), sch.get(block)
+        else:
+            loops = [sch.fuse(*loops)]
+        lanes = lanes_for(target, dtype, _extent(sch, loops[0]))
     last = loops[-1]
     across = _read_across(node) if len(loops) == len(node.iter_vars) else None
     if across is not None and lanes > 1:
@@ -110,7 +120,7 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
         sch.parallel(sch.fuse(*loops[:-1]))
         return
     if lanes > 1:
-        outer, inner = sch.split(last, [None, lanes])
+        outer, inner = sch.split(last, [None, interleaved_lanes(node, lanes, _extent(sch, last), target)])
         sch.vectorize(inner)
         task = sch.fuse(*loops[:-1], outer)
     elif len(loops) > 1:
@@ -121,6 +131,54 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
     if chunk > 1:
         task, _ = sch.split(task, [None, chunk])
     sch.parallel(task)
+
+
+def _in_place(node: Any, shape: list[int]) -> bool:  # noqa: ANN401 - a block
+    """Say whether each element is made of elements at its own place in other tensors of its shape."""
+    if not isinstance(node.body, tirx.BufferStore):
+        return False
+    accesses: list[Any] = [node.body]
+    tvm_ffi.structural_walk(node.body, [(ir.TensorLoad, accesses.append)])
+    axes = [item.var for item in node.iter_vars]
+    return len(axes) == len(shape) and all(
+        size == 1 or index.same_as(axis)
+        for access in accesses
+        for index, axis, size in zip(access.indices, axes, shape, strict=True)
+    )
+
+
+def _ravel(index: Any, shape: list[int]) -> Any:  # noqa: ANN401
+    """Return the position in memory of an element."""
+    place = index[0]
+    for i, size in zip(index[1:], shape[1:], strict=True):
+        place = place * size + i
+    return place
+
+
+def flatten(function: Any) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
+    """Return the function with the elements of blocks marked FLAT addressed by their position in memory.
+
+    TVM does not always see that the axes which such a block takes apart again join to that position.
+    """
+
+    def block(node: Any) -> Any:  # noqa: ANN401
+        if FLAT not in node.annotations:
+            return node
+        (item,) = node.iter_vars
+
+        def place(access: Any) -> list[Any]:  # noqa: ANN401
+            return [tirx.IntImm(str(item.var.ty.dtype), 0)] * (len(access.indices) - 1) + [item.var]
+
+        def load(access: Any) -> Any:  # noqa: ANN401
+            return tirx.BufferLoad(access.source, place(access))
+
+        def store(access: Any) -> Any:  # noqa: ANN401
+            return tirx.BufferStore(access.buffer, access.value, place(access))
+
+        body = tvm_ffi.structural_map(node.body, [(ir.TensorLoad, load), (tirx.BufferStore, store)])
+        return s_tir.SBlock(node.iter_vars, node.reads, node.writes, node.name_hint, body)
+
+    return tvm_ffi.structural_map(function, [(s_tir.SBlock, block)])
 
 
 def _repeats(node: Any) -> int:  # noqa: ANN401 - a block

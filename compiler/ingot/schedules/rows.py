@@ -18,7 +18,7 @@ from typing import Any
 from tvm import te, tirx
 
 from ingot.schedules.batch_matmul import BatchMatmulWorkload
-from ingot.schedules.vector import annotate_block, lanes_for, registers
+from ingot.schedules.vector import annotate_block, interleaved_lanes, lanes_for, registers
 from ingot.schedules.views import View, reader
 from ingot.target import Target
 
@@ -252,12 +252,12 @@ def schedule(sch: Any, anchor: Any, output: Any, config: RowsConfig, target: Tar
         sch.compute_at(block, task, preserve_unit_loops=True)
     sch.parallel(task)
     for block in stages:
-        schedule_stage(sch, block, config)
+        schedule_stage(sch, block, config, target)
     if last is not None:
-        vectorize_row(sch, sch.get_loops(output)[-1], config)
+        vectorize_row(sch, output, config, target)
 
 
-def schedule_stage(sch: Any, block: Any, config: RowsConfig) -> None:  # noqa: ANN401
+def schedule_stage(sch: Any, block: Any, config: RowsConfig, target: Target) -> None:  # noqa: ANN401
     """Vectorise one stage, already below the loop over rows."""
     loops = sch.get_loops(block)
     name = str(sch.get(block).name_hint)
@@ -271,12 +271,13 @@ def schedule_stage(sch: Any, block: Any, config: RowsConfig) -> None:  # noqa: A
     elif name.endswith("_register"):
         sch.vectorize(loops[-1])
     elif not name.endswith(_SCALARS):
-        vectorize_row(sch, loops[-1], config)
+        vectorize_row(sch, block, config, target)
 
 
-def vectorize_row(sch: Any, loop: Any, config: RowsConfig) -> None:  # noqa: ANN401
-    """Vectorise a loop along the row; LLVM does it, with a tail, where vectors do not divide the row."""
+def vectorize_row(sch: Any, block: Any, config: RowsConfig, target: Target) -> None:  # noqa: ANN401
+    """Vectorise a block's loop along the row; LLVM does it, with a tail, where vectors do not divide the row."""
+    loop = sch.get_loops(block)[-1]
     extent = int(sch.get(loop).extent)
     if config.lanes > 1 and extent % config.lanes == 0:
-        _, lane = sch.split(loop, [None, config.lanes])
+        _, lane = sch.split(loop, [None, interleaved_lanes(sch.get(block), config.lanes, extent, target)])
         sch.vectorize(lane)

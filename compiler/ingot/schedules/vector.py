@@ -41,6 +41,20 @@ def lanes_for(target: Target, dtype: str, extent: int) -> int:
     return lanes
 
 
+def interleaved_lanes(node: Any, lanes: int, extent: int, target: Target) -> int:  # noqa: ANN401 - a block
+    """Return the lanes of a loop over `extent` elements of a block: of up to four registers where it calls functions.
+
+    exp and sigmoid are one long chain of instructions each, functions of functions a longer one: a core keeps few of
+    them in flight unless those of neighbouring registers take turns. tanh or erf alone is wide enough by itself.
+    """
+    text = str(node.body)
+    calls = sum(text.count(f"T.{name}(") for name in ("exp", "sigmoid"))
+    functions = calls + sum(text.count(f"T.{name}(") for name in ("tanh", "erf"))
+    if target.vector_bits <= 64 or (calls == 0 and functions < 2):
+        return lanes
+    return next(wide * lanes for wide in (4, 2, 1) if extent % (wide * lanes) == 0)
+
+
 def largest_divisor(value: int, limit: int) -> int:
     """Return the largest divisor of `value` that is at most `limit`."""
     return max(d for d in range(1, max(1, min(value, limit)) + 1) if value % d == 0)
