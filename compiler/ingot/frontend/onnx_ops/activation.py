@@ -51,10 +51,42 @@ def _clip(ctx: Context) -> Expr:
 def _hard_sigmoid(ctx: Context) -> Expr:
     from tvm import relax
 
-    line = relax.op.add(
-        relax.op.multiply(ctx.inputs[0], ctx.const(ctx.attr("alpha", 0.2))), ctx.const(ctx.attr("beta", 0.5))
-    )
-    return relax.op.clip(line, 0.0, 1.0)
+    op, zero, one = relax.op, ctx.const(0), ctx.const(1)
+    line = op.add(op.multiply(ctx.inputs[0], ctx.const(ctx.attr("alpha", 0.2))), ctx.const(ctx.attr("beta", 0.5)))
+    line = ctx.emit(line)
+    # Chosen by comparisons, which NaN fails: it stays NaN, while a clip would make it a bound.
+    return op.where(op.greater(line, one), one, op.where(op.less(line, zero), zero, line))
+
+
+@converts("Elu", "Selu")
+def _elu(ctx: Context) -> Expr:
+    """gamma * x where x is not below 0, gamma * alpha * (exp(x) - 1) elsewhere; NaN stays NaN."""
+    from tvm import relax
+
+    op, x, selu = relax.op, ctx.inputs[0], ctx.node.op_type == "Selu"
+    alpha = float(ctx.attr("alpha", 1.67326319217681884765625 if selu else 1.0))
+    gamma = float(ctx.attr("gamma", 1.05070102214813232421875)) if selu else 1.0
+    below = op.multiply(ctx.const(gamma * alpha), op.subtract(op.exp(x), ctx.const(1)))
+    above = x if gamma == 1.0 else op.multiply(ctx.const(gamma), x)
+    return op.where(op.greater_equal(x, ctx.const(0)), above, below)
+
+
+@converts("ThresholdedRelu")
+def _thresholded_relu(ctx: Context) -> Expr:
+    from tvm import relax
+
+    x = ctx.inputs[0]
+    return relax.op.where(relax.op.greater(x, ctx.const(float(ctx.attr("alpha", 1.0)))), x, ctx.const(0))
+
+
+@converts("Sign")
+def _sign(ctx: Context) -> Expr:
+    from tvm import relax
+
+    x = ctx.inputs[0]
+    if np.dtype(ctx.dtype()).kind != "f":
+        return relax.op.sign(x)
+    return relax.op.where(relax.op.isnan(x), x, relax.op.sign(x))
 
 
 @converts("HardSwish")

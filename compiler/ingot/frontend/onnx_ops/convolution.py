@@ -87,6 +87,21 @@ def _conv_transpose(ctx: Context) -> Expr:
     return NotImplemented
 
 
+def _cut_windows(
+    ctx: Context, pads: list[int], kernel: list[int], strides: list[int], dilations: list[int]
+) -> list[int]:
+    """Pads with room at the end for a window that is larger than its image by less than a stride.
+
+    ONNX and ONNX Runtime count the windows of such an image by a division that cuts off towards 0: it has one.
+    """
+    dims, wanted = len(kernel), list(pads)
+    for i, size in enumerate(ctx.shape()[2:]):
+        beyond = (kernel[i] - 1) * dilations[i] + 1 - size - pads[i] - pads[i + dims]
+        if 0 < beyond < strides[i] and ctx.out_shape()[i + 2] == 1:
+            wanted[i + dims] += beyond
+    return wanted
+
+
 @converts("MaxPool", "AveragePool")
 def _pool(ctx: Context) -> Expr:
     from tvm import relax
@@ -96,7 +111,7 @@ def _pool(ctx: Context) -> Expr:
     if dims not in _LAYOUTS:
         raise ctx.unsupported(f"{dims} spatial dimensions", "1 to 3")
     strides, dilations = spread(ctx.attr("strides"), dims, 1), spread(ctx.attr("dilations"), dims, 1)
-    pads = _pads(ctx, kernel, strides, dilations)
+    pads = _cut_windows(ctx, _pads(ctx, kernel, strides, dilations), kernel, strides, dilations)
     ceil_mode = bool(ctx.attr("ceil_mode", 0))
     if ceil_mode and all(
         (size + pads[i] + pads[i + dims] - (kernel[i] - 1) * dilations[i] - 1) % strides[i] == 0
@@ -111,6 +126,9 @@ def _pool(ctx: Context) -> Expr:
         largest = ctx.emit(largest)
         return [largest, pool_places(ctx, largest, kernel, strides, pads)]
     include = bool(ctx.attr("count_include_pad", 0))
+    if include and pads != _pads(ctx, kernel, strides, dilations):
+        # ONNX Runtime counts what lies beyond the pads before opset 19, and not since.
+        raise ctx.unsupported("count_include_pad, and a window larger than the padded image", "one of the two")
     operator = getattr(relax.op.nn, f"avg_pool{dims}d")
     return operator(ctx.inputs[0], kernel, layout=_LAYOUTS[dims][0], count_include_pad=include, **common)
 
