@@ -14,6 +14,8 @@ from onnx import helper
 from ingot.errors import UnsupportedError
 from ingot.frontend import import_model
 
+from .tiny_models import model_of
+
 _RNG = np.random.default_rng(3)
 
 
@@ -71,3 +73,16 @@ def test_training_forms_of_opset_6_are_refused(op: str, tmp_path: Path) -> None:
     onnx.save(_model([helper.make_node(op, inputs, ["y"])], ["y"]), tmp_path / "model.onnx")
     with pytest.raises(UnsupportedError, match="training"):
         import_model(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("opset", [12, 15, 16])
+def test_operators_whose_inference_is_that_of_their_body(
+    tmp_path: Path, run_imported: Callable[..., Any], opset: int
+) -> None:
+    nodes = [helper.make_node("GreaterOrEqual", ["x", "w"], ["a"]), helper.make_node("LessOrEqual", ["w", "x"], ["b"])]
+    nodes += [helper.make_node("And", ["a", "b"], ["y"])]
+    model = model_of(nodes, {"x": ("float32", (2, 3))}, ["y"], {"w": np.float32([0.0, 1.0, 2.0])}, opset)
+    x = np.float32([[0, 0, 0], [1, 1, 2]])
+    onnx.save(model, tmp_path / "m.onnx")
+    (found,) = run_imported(import_model(tmp_path / "m.onnx"))(x)
+    np.testing.assert_array_equal(found, x >= np.float32([0, 1, 2]))

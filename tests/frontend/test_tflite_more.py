@@ -12,7 +12,9 @@ import ingot
 from conformance.tflite_cases import Case
 from conformance.tflite_list import cases
 from conformance.tflite_suite import litert
+from ingot.errors import UnsupportedError
 from ingot.frontend import Imported, import_model
+from passes.execute import compile_state, execute
 
 from .tiny_models import Op, Tensor, tflite_of
 
@@ -79,3 +81,33 @@ def test_states_live_from_run_to_run(write: Write, tmp_path: Path, name: str) ->
         again = loaded(*feeds[0])
         first = _in_a_row(case, feeds[:1], shapes)[0]
         np.testing.assert_allclose(again[0] if isinstance(again, tuple) else again, first[0], rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+def test_mediapipes_transposed_convolution(write: Write, tmp_path: Path, padding: int) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    rng = np.random.default_rng(padding)
+    weights, bias = rng.standard_normal((5, 3, 4, 6)).astype("f4"), rng.standard_normal(5).astype("f4")
+    tensors = [Tensor("x", (1, 7, 8, 6)), Tensor("w", weights.shape, "float32", weights)]
+    tensors += [Tensor("b", bias.shape, "float32", bias)]
+    tensors.append(Tensor("y", (1, 14, 24, 5) if padding == 1 else (1, 15, 25, 5)))
+    options = np.array([padding, 3, 2], "<i4").tobytes()  # the width's stride first
+    ops = [Op("CUSTOM", (0, 1, 2), (3,), custom="Convolution2DTransposeBias", custom_options=options)]
+    data = tflite_of(tensors, ops, [0], [3])
+    x = rng.standard_normal((1, 7, 8, 6)).astype(np.float32)
+    (found,) = execute(compile_state(import_model(write(data, "m.tflite"))), [x], tmp_path)
+    runner = Interpreter(model_content=data)  # its XNNPACK delegate has this operator
+    runner.allocate_tensors()
+    runner.set_tensor(runner.get_input_details()[0]["index"], x)
+    runner.invoke()
+    np.testing.assert_allclose(found, runner.get_tensor(runner.get_output_details()[0]["index"]), rtol=1e-5, atol=1e-5)
+
+
+def test_options_of_mediapipes_operators_are_not_trusted(write: Write) -> None:
+    tensors = [Tensor("x", (1, 2, 2, 1)), Tensor("w", (1, 2, 2, 1), "float32", np.ones((1, 2, 2, 1), np.float32))]
+    tensors += [Tensor("b", (1,), "float32", np.ones(1, np.float32)), Tensor("y", (1, 4, 4, 1))]
+    for options in (None, b"\1\0\0\0", np.array([1, 0, 2], "<i4").tobytes(), np.array([7, 2, 2], "<i4").tobytes()):
+        ops = [Op("CUSTOM", (0, 1, 2), (3,), custom="Convolution2DTransposeBias", custom_options=options)]
+        with pytest.raises(UnsupportedError, match="options cannot be used"):
+            import_model(write(tflite_of(tensors, ops, [0], [3]), "m.tflite"))

@@ -21,6 +21,7 @@ from ingot.frontend.onnx_constants import constant_value, stays_true
 from ingot.frontend.onnx_contrib import contrib_body, is_contrib
 from ingot.frontend.onnx_custom import known_types
 from ingot.frontend.onnx_expand import MAX_EXPANDED_NODES, Labelled, Unroller, check_steps, function_body, rename
+from ingot.frontend.onnx_infer import infer_outputs
 from ingot.frontend.onnx_read import OnnxModel, all_nodes, node_label, refuse_operators
 from ingot.frontend.onnx_tensors import checked_count, element_bits, tensor_array
 from ingot.frontend.survey import Survey, surveyed
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 # A folded result may always be this large; a larger one only if it is no larger than what it was computed from.
 FOLD_BYTES = 2**20
 FOLD_TOTAL_BYTES = 2**30
-# Constants up to this size are shown to shape inference.
-_VISIBLE_ELEMENTS = 4096
 # Left as operators on weights: the quantised weights must stay visible to the passes, and random is never constant.
 _NEVER_FOLDED = frozenset(
     (
@@ -426,30 +425,13 @@ class _Walker:
         return made <= max(FOLD_BYTES, taken) and self.folded_bytes + made <= FOLD_TOTAL_BYTES
 
     def _infer(self, node: onnx.NodeProto, label: str) -> dict[str, TensorType | None]:
-        import onnx
-
         known = known_types(self.static, node, label)
         if known is not None:
             return {name: TensorType(*kind) for name, kind in zip(node.output, known, strict=False) if name}
-        version = self.opsets.get(node.domain, self.opsets.get("ai.onnx" if node.domain == "" else "", 0))
-        schema = onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
-        types, constants = self.static.types, self.static.constants
-        inputs, data = {}, {}
-        for name in node.input:
-            if name:
-                kind = types[name]
-                inputs[name] = onnx.helper.make_tensor_type_proto(kind.elem, kind.shape)
-                if name in constants and constants[name].size <= _VISIBLE_ELEMENTS:
-                    data[name] = onnx.numpy_helper.from_array(np.asarray(constants[name], order="C"), name)
-        imports = [onnx.helper.make_opsetid(domain, number) for domain, number in self.opsets.items()]
-        try:
-            found = onnx.shape_inference.infer_node_outputs(
-                schema, node, inputs, data, opset_imports=imports, ir_version=self.model.proto.ir_version
-            )
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-            text = " ".join(str(error).split())[:300]
-            hint = "check --shape: the model's operators do not fit together with these input shapes"
-            raise ModelError("the shapes of a node contradict each other", where=label, found=text, hint=hint) from None
+        names = {name for name in node.input if name}
+        types = {name: (self.static.types[name].elem, self.static.types[name].shape) for name in names}
+        version = self.model.proto.ir_version
+        found = infer_outputs(node, label, types, self.static.constants, self.opsets, version)
         return {name: _static_type(found[name], label) if name in found else None for name in node.output if name}
 
     def _evaluate(self, node: onnx.NodeProto, label: str) -> list[np.ndarray] | None:

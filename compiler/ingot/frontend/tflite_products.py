@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 
 from ingot.errors import UnsupportedError
 from ingot.frontend.tflite_layers import bias_of, finish, is_exact, real_value, weight_of
 from ingot.frontend.tflite_ops import handles
-from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter
+from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter, Wrapper
 
 _SAME = 0
+_MAX_STRIDE = 64
 
 
 def _borders(out: int, window: int, stride: int, size: int, same: bool) -> tuple[int, int, int]:
@@ -22,24 +25,54 @@ def _borders(out: int, window: int, stride: int, size: int, same: bool) -> tuple
 
 @handles("TRANSPOSE_CONV")
 def _transpose_conv(converter: TfliteConverter, operator: Operator) -> Expr:
-    from tvm import relax
-
     size, weight, source, *more = converter.get_input_tensors(operator)
-    output = converter.get_output_tensors(operator)[0]
     options = converter.options(operator, "TransposeConvOptions")
     _, height, width, _ = (int(dim) for dim in converter.constant(size, "output shape").reshape(-1))
+    bias = more[0] if more and more[0].tensor_idx >= 0 else None
+    parts = (source, weight, bias, converter.get_output_tensors(operator)[0])
+    strides, same = (options.StrideH(), options.StrideW()), options.Padding() == _SAME
+    return _transposed(converter, parts, (height, width), strides, same, options.FusedActivationFunction())
+
+
+@handles("custom Convolution2DTransposeBias")
+def _transpose_conv_bias(converter: TfliteConverter, operator: Operator) -> Expr:
+    """MediaPipe's own: its options are three 32-bit integers, of TFLite's TfLiteTransposeConvParams."""
+    source, weight, bias = converter.get_input_tensors(operator)
+    output = converter.get_output_tensors(operator)[0]
+    raw = bytes(operator.CustomOptionsAsNumpy()) if operator.CustomOptionsLength() else b""
+    shape = converter.shape_of(output)
+    padding, *strides = struct.unpack("<3i", raw[:12]) if len(raw) >= 12 else (0, 0, 0)  # width first
+    if padding not in (1, 2) or not all(0 < stride <= _MAX_STRIDE for stride in strides) or len(shape) != 4:
+        found = f"padding {padding}, strides {strides}, output {list(shape)}"
+        allowed = f"padding 1 (SAME) or 2 (VALID), strides of 1 to {_MAX_STRIDE}, an image"
+        raise UnsupportedError("an operator's options cannot be used", found=found, allowed=allowed)
+    parts = (source, weight, bias, output)
+    return _transposed(converter, parts, shape[1:3], (strides[1], strides[0]), padding == 1, 0)
+
+
+def _transposed(
+    converter: TfliteConverter,
+    parts: tuple[Wrapper, Wrapper, Wrapper | None, Wrapper],
+    size: tuple[int, ...],
+    strides: tuple[int, int],
+    same: bool,
+    activation: int,
+) -> Expr:
+    """The transposed convolution to an image of `size` of (source, weights, bias, output)."""
+    from tvm import relax
+
+    source, weight, bias, output = parts
     filters, rows, columns, depth = converter.shape_of(weight)
     _, have_y, have_x, channels = converter.shape_of(source)
     if channels != depth:
         raise UnsupportedError("input channels do not fit the weights", found=str(channels), allowed=str(depth))
-    same = options.Padding() == _SAME
-    top, bottom, more_y = _borders(height, rows, options.StrideH(), have_y, same)
-    left, right, more_x = _borders(width, columns, options.StrideW(), have_x, same)
+    top, bottom, more_y = _borders(size[0], rows, strides[0], have_y, same)
+    left, right, more_x = _borders(size[1], columns, strides[1], have_x, same)
     exact = is_exact(source, weight, output)
     result = relax.op.nn.conv2d_transpose(
         real_value(converter, source, exact),
         weight_of(converter, weight, (filters, rows, columns, depth), (3, 0, 1, 2), 1, exact),
-        strides=(options.StrideH(), options.StrideW()),
+        strides=strides,
         padding=(top, left, bottom, right),
         data_layout="NHWC",
         kernel_layout="IOHW",
@@ -47,9 +80,9 @@ def _transpose_conv(converter: TfliteConverter, operator: Operator) -> Expr:
     )
     if more_y or more_x:
         result = relax.op.nn.pad(result, [0, 0, 0, more_y, 0, more_x, 0, 0])
-    if more and more[0].tensor_idx >= 0:
-        result = relax.op.add(result, bias_of(converter, source, weight, more[0], exact))
-    return finish(converter, result, (source, weight, output), options.FusedActivationFunction(), exact)
+    if bias is not None:
+        result = relax.op.add(result, bias_of(converter, source, weight, bias, exact))
+    return finish(converter, result, (source, weight, output), activation, exact)
 
 
 def _padding(
