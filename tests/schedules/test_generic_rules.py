@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view as sliding
 from tvm import relax, te, tirx
 
 from ingot.passes.lower import split_nests
@@ -106,6 +107,13 @@ def test_an_element_made_of_another_place_of_a_tensor_of_its_shape(tmp_path):
     x = normal((7, 7))
     (got,) = run([x], lambda e, x: [e(op.tanh(e(op.add(x, e(op.permute_dims(x))))))], tmp_path, 1)
     np.testing.assert_allclose(got, np.tanh(x + x.T), rtol=1e-5, atol=1e-6)
+
+
+def test_what_stores_a_written_nest_keeps_its_axes(tmp_path):
+    x = normal((1, 5, 9, 10))
+    (got,) = run([x], lambda e, x: [e(op.nn.relu(e(op.nn.max_pool2d(x, (3, 3), (1, 1), (1,) * 4))))], tmp_path, 1)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    np.testing.assert_array_equal(got, np.maximum(sliding(padded, (3, 3), (2, 3)).max((-1, -2)), 0))
 
 
 def _doubled(shape):

@@ -64,8 +64,11 @@ def is_expensive(node: Any) -> bool:  # noqa: ANN401
     return any(word in text for word in ("T.exp", "T.tanh", "T.erf", "T.sigmoid", "T.log", "T.pow", "T.sqrt"))
 
 
-def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa: ANN401
-    """Schedule a loop nest without reduction: outer loops in parallel, the contiguous one vectorised."""
+def schedule_elementwise(sch: Any, block: Any, target: Target, *, keep_axes: bool = False) -> None:  # noqa: ANN401
+    """Schedule a loop nest without reduction: outer loops in parallel, the contiguous one vectorised.
+
+    keep_axes: the block's own axes stay, for somebody who reads it later.
+    """
     loops = sch.get_loops(block)
     if not loops:
         return
@@ -91,7 +94,7 @@ def schedule_elementwise(sch: Any, block: Any, target: Target) -> None:  # noqa:
         sch.unroll(loops[-1])
         sch.parallel(sch.fuse(*loops[:-1]) if len(loops) > 1 else sch.add_unit_loop(loops[-1]))
         return
-    in_place = flat and len(loops) == len(shape) > 1 and _in_place(node, shape)
+    in_place = not keep_axes and flat and len(loops) == len(shape) > 1 and _in_place(node, shape)
     ragged = in_place and interleaved_lanes(node, lanes, innermost, target) < interleaved_lanes(node, lanes, 0, target)
     if (lanes < 4 or ragged) and flat and len(loops) > 1:
         if in_place:

@@ -58,7 +58,7 @@ def _copy(source: Expr, destination: Expr) -> Stmt:
 
 def schedule(sch: Expr, anchor: Expr, output: Expr, config: object, target: Target) -> None:
     """Schedule the block that stores the result as a nest of its own, in case `finish` has to leave it one."""
-    generic.schedule_elementwise(sch, output, target)
+    generic.schedule_elementwise(sch, output, target, keep_axes=True)
 
 
 def finish(function: Expr, anchor: str, config: object, target: Target) -> Expr:
