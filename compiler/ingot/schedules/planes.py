@@ -7,7 +7,8 @@ stack first:
     line[phase][i] = padded row[i * stride + phase]
 
 Whatever the stride, every load of a window is then contiguous, and no window asks where the border is. A convolution
-keeps one line for each input row it reads. A pool combines the rows of a window on the way, and then the columns.
+keeps one line for each input row it reads. A pool keeps one for each output row, in which the rows of a window are
+combined on the way; then it combines columns. (All lines come first: a load that spans two vectors just stored waits.)
 
 Vectors that do not divide a row overlap: the last one ends with the row, and computes some values again.
 """
@@ -106,8 +107,8 @@ def default_config(workload: PlaneWorkload, target: Target) -> PlaneConfig:
     """Return tasks of as many rows as their lines and an even share allow."""
     w = workload
     rows = max(1, w.batch * w.channels * w.out_height // _TASKS)
-    if w.kind == "depthwise":
-        rows = min(rows, (LINE_BYTES // w.line_bytes - w.span[0]) // w.strides[0] + 1)
+    lines = LINE_BYTES // w.line_bytes
+    rows = min(rows, (lines - w.span[0]) // w.strides[0] + 1 if w.kind == "depthwise" else lines)
     rows = ceil_div(w.out_height, ceil_div(w.out_height, min(rows, w.out_height)))
     return PlaneConfig(rows, registers(target).lanes)
 
@@ -172,7 +173,7 @@ class _Plane:
         self.filler = float("-inf") if workload.kind == "max" else 0.0
         self.combine = _maximum if workload.kind == "max" else _add
         self.is_pool = workload.kind != "depthwise"
-        count = 1 if self.is_pool else (config.rows - 1) * workload.strides[0] + workload.span[0]
+        count = config.rows if self.is_pool else (config.rows - 1) * workload.strides[0] + workload.span[0]
         self.lines = float_buffer((count, workload.strides[1], workload.line), "lines")
 
     def nest(self) -> Stmt:
@@ -194,11 +195,13 @@ class _Plane:
         rows, top = self.config.rows, first * w.strides[0] - w.padding[0]
         if self.is_pool:
 
-            def pool(r: Expr) -> Stmt:
-                names = {"y": first + r, "top": top + r * w.strides[0]}
-                return named(names, lambda y, top: tirx.SeqStmt([self._window_rows(n, c, top), self._pool(n, c, y)]))
+            def combine(r: Expr) -> Stmt:
+                return named({"top": top + r * w.strides[0]}, lambda top: self._window_rows(n, c, top, r))
 
-            return loop_over(rows, pool, "row")
+            def pool(r: Expr) -> Stmt:
+                return self._pool(n, c, first + r, r)
+
+            return tirx.SeqStmt([loop_over(rows, combine, "slot"), loop_over(rows, pool, "row")])
         slots = int(self.lines.shape[0])
 
         def copy(slot: Expr) -> Stmt:
@@ -224,8 +227,8 @@ class _Plane:
         inside = tirx.all(row >= 0, row < w.height)
         return tirx.IfThenElse(inside, line, self._line(slot, lambda x, lanes: _fill(0.0, lanes)))
 
-    def _window_rows(self, n: Expr, c: Expr, top: Expr) -> Stmt:
-        """Return the combination of the rows of a window into the one line."""
+    def _window_rows(self, n: Expr, c: Expr, top: Expr, slot: Expr) -> Stmt:
+        """Return the combination of the rows of a window into the line `slot`."""
         w = self.workload
 
         def rows(guarded: bool) -> Stmt:
@@ -239,7 +242,7 @@ class _Plane:
                     loads.append(load)
                 return _tree(loads, self.combine)
 
-            return self._line(integer(0), element)
+            return self._line(slot, element)
 
         below = (w.out_height - 1) * w.strides[0] - w.padding[0] + w.span[0]
         if w.padding[0] == 0 and below <= w.height:
@@ -330,12 +333,12 @@ class _Plane:
         place, stride = kx * self.workload.dilation[1], self.workload.strides[1]
         return tirx.BufferLoad(self.lines, [slot, integer(place % stride), x + place // stride])
 
-    def _pool(self, n: Expr, c: Expr, y: Expr) -> Stmt:
-        """Return the combination of columns of the one line."""
+    def _pool(self, n: Expr, c: Expr, y: Expr, slot: Expr) -> Stmt:
+        """Return the combination of columns of the line `slot`."""
         w = self.workload
 
         def element(x: Expr, lane: Expr) -> Stmt:
-            loads = [self._at(integer(0), kx, x + lane) for kx in range(w.kernel[1])]
+            loads = [self._at(slot, kx, x + lane) for kx in range(w.kernel[1])]
             value = _tree(loads, self.combine)
             if self.weight is not None:
                 value = value * tirx.BufferLoad(self.weight, [y, x + lane])
