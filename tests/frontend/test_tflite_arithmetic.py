@@ -147,7 +147,10 @@ def test_slopes_below_zero(tmp_path: Path, run_imported: Build, dtype: str) -> N
     for (source, slope, out), shape in zip(SCALES, ((1, 1, 33), (2, 7, 33), (1,)), strict=True):
         data = random.integers(info.min, info.max + 1, shape).astype(kind)
         held = Tensor("", shape, kind, data, (slope,), (int(data.mean()),))
-        branches.add("PRELU", [((2, 7, 33), source, -zero)], ((2, 7, 33), out * 1.5, zero), constants=(held,))
+        ends = [((2, 7, 33), source, -zero)], ((2, 7, 33), out * 1.5, zero)
+        branches.add("PRELU", *ends, constants=(held,))
+        if dtype == "int16":
+            branches.add("LEAKY_RELU", *ends, "LeakyReluOptions", Alpha=0.3 if slope > 0.01 else -0.2)
     branches.compare(tmp_path / "net.tflite", run_imported)
 
 
@@ -165,6 +168,23 @@ def test_bilinear_resizes(tmp_path: Path, run_imported: Build, dtype: str) -> No
             fields = {"AlignCorners": corners, "HalfPixelCenters": half}
             branches.add("RESIZE_BILINEAR", *ends, "ResizeBilinearOptions", (np.array(after, np.int32),), **fields)
     branches.compare(tmp_path / "net.tflite", run_imported)
+
+
+def test_requantisation_to_and_from_sixteen_bits(tmp_path: Path, run_imported: Build) -> None:
+    tensors, ops, feeds = [], [], []
+    for source, result in (("int8", "int16"), ("int16", "int8"), ("int16", "int16")):
+        for scale, out in ((0.05, 0.0007), (0.0011, 0.03), (0.02, 0.02)):
+            first, shape = len(tensors), (1, 999)
+            tensors.append(Tensor(f"x{first}", shape, source, scale=(scale,), zero_point=(3 * (source == "int8"),)))
+            tensors.append(Tensor(f"y{first}", shape, result, scale=(out,), zero_point=(-5 * (result == "int8"),)))
+            ops.append(Op("QUANTIZE", (first,), (first + 1,), "QuantizeOptions"))
+            info = np.iinfo(source)
+            feeds.append(np.linspace(info.min, info.max, 999).astype(source)[None])
+    path = tmp_path / "net.tflite"
+    path.write_bytes(tflite_of(tensors, ops, list(range(0, len(tensors), 2)), list(range(1, len(tensors), 2))))
+    imported = import_model(path)
+    for op, found, want in zip(ops, run_imported(imported)(*feeds), litert(path, feeds), strict=True):
+        np.testing.assert_array_equal(found, want, err_msg=str(op))
 
 
 def test_exponentials_are_near_the_function() -> None:

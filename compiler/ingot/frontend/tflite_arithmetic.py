@@ -25,7 +25,7 @@ from ingot.frontend.tflite_rounding import (
     storage_type,
     zero_of,
 )
-from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter
+from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter, Wrapper
 
 #: Bits by which sums are shifted left before they are scaled.
 _SUM_SHIFT = 20
@@ -140,6 +140,10 @@ def _hard_swish(converter: TfliteConverter, operator: Operator) -> Expr:
 @handles("LEAKY_RELU")
 def _leaky_relu(converter: TfliteConverter, operator: Operator) -> Expr:
     alpha = float(converter.options(operator, "LeakyReluOptions").Alpha())
+    source, output = converter.get_input_tensors(operator)[0], converter.get_output_tensors(operator)[0]
+    if storage_type(source) == storage_type(output) == "int16":
+        x, scales = converter.bb.emit(centred(converter, source)), [np.float32(real_scale(t)) for t in (source, output)]
+        return _sloped(converter, (x, x), (scales[0] / scales[1], scales[0] * np.float32(alpha) / scales[1]), output)
     return _table(converter, operator, lambda source, result: tables.leaky_relu(source, result, alpha))
 
 
@@ -155,15 +159,25 @@ def _prelu(converter: TfliteConverter, operator: Operator) -> Expr:
         return _others(converter, operator)
     if not dtype or not storage_type(slope) or storage_type(output) != dtype:
         raise UnsupportedError("PRELU on these integers is not supported", allowed="one scale for each tensor")
-    op, x = relax.op, converter.bb.emit(centred(converter, source))
     scales = [np.float32(real_scale(item)) for item in (source, slope, output)]
-    ratios = (scales[0] / scales[2], scales[0] * scales[1] / scales[2])
-    below = op.multiply(x, centred(converter, slope))
+    x = converter.bb.emit(centred(converter, source))
+    below = relax.op.multiply(x, centred(converter, slope))
+    return _sloped(converter, (x, below), (scales[0] / scales[2], scales[0] * scales[1] / scales[2]), output)
+
+
+def _sloped(
+    converter: TfliteConverter, values: tuple[Expr, Expr], ratios: tuple[np.float32, np.float32], output: Wrapper
+) -> Expr:
+    """The first value where it is not negative, else the second, each with a multiplier of its own, as stored."""
+    from tvm import relax
+
+    op, dtype = relax.op, storage_type(output)
     kept, bent = (
-        converter.bb.emit(scaled(converter, value, ratio_of(float(ratio)), 0, _INT32, "int32"))
-        for value, ratio in zip((x, below), ratios, strict=True)
+        converter.bb.emit(scaled(converter, value, ratio_of(float(abs(ratio))), 0, _INT32, "int32"))
+        for value, ratio in zip(values, ratios, strict=True)
     )
-    chosen = op.where(op.greater_equal(x, relax.const(0, "int32")), kept, bent)
+    bent = op.negative(bent) if ratios[1] < 0 else bent
+    chosen = op.where(op.greater_equal(values[0], relax.const(0, "int32")), kept, bent)
     whole = op.add(chosen, relax.const(zero_of(output), "int32"))
     info = np.iinfo(dtype)
     least, most = relax.const(int(info.min), "int32"), relax.const(int(info.max), "int32")

@@ -6,10 +6,22 @@ import numpy as np
 
 from ingot.errors import UnsupportedError
 from ingot.frontend.tflite_ops import handles
-from ingot.frontend.tflite_rounding import centred, limited, limits_of, multiplier_of, ratio_of, real_scale, requantized
+from ingot.frontend.tflite_rounding import (
+    centred,
+    limited,
+    limits_of,
+    multiplier_of,
+    ratio_of,
+    real_scale,
+    requantized,
+    storage_type,
+    zero_of,
+)
 from ingot.frontend.tvm_types import Expr, Operator, Options, TfliteConverter, Wrapper
 
 _INT8, _UINT8 = 9, 3
+#: Requantisation takes zero points of 8 bits; in 16 bits zero is stored as 0.
+_MOST_ZERO = 255
 
 
 def _padding(options: Options, sizes: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> list[int]:
@@ -216,7 +228,7 @@ def _quantize(converter: TfliteConverter, operator: Operator) -> Expr:
     value = converter.get_tensor_expr(source)
     if source.qnn_params is None:
         return converter.quantize(value, output)
-    if source.tensor.Type() not in (_INT8, _UINT8) or output.tensor.Type() not in (_INT8, _UINT8):
+    if not storage_type(source) or not storage_type(output) or abs(zero_of(output)) > _MOST_ZERO:
         return converter.quantize(converter.dequantize(value, source), output)
     ratio = ratio_of(real_scale(source), real_scale(output))
     return requantized(converter, centred(converter, source), ratio, output, limits_of(converter, output, 0))

@@ -13,7 +13,7 @@ from ingot.frontend.tvm_types import Expr, TfliteConverter, Wrapper
 if TYPE_CHECKING:
     from ingot.frontend.fixed_point import Ratio
 
-_INT8, _INT16 = 9, 7
+_INT16 = 7
 _EIGHT_BITS = {9: "int8", 3: "uint8"}
 
 
@@ -156,7 +156,8 @@ def limited(value: Expr, limits: tuple[int, int], dtype: str) -> Expr:
 
 def limits_of(converter: TfliteConverter, output: Wrapper, activation: int) -> tuple[int, int]:
     """Smallest and largest stored value of an output after its activation (NONE, RELU, RELU_N1_TO_1, RELU6)."""
-    low, high = (-128, 127) if output.tensor.Type() == _INT8 else (0, 255)
+    info = np.iinfo(converter.get_tensor_type_str(output.tensor.Type()))
+    low, high = int(info.min), int(info.max)
     scale, zero = real_scale(output), zero_of(output)
     bounds = {0: (None, None), 1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
     if activation not in bounds:
