@@ -74,3 +74,33 @@ def test_pads_that_count_around_such_a_window_are_refused(tmp_path: Path) -> Non
     path.write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedError, match="larger than the padded image"):
         import_model(path)
+
+
+def test_any_one_output_may_be_the_only_one_read(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(3)
+    weights = {"k": np.array([2]), "w": rng.standard_normal((1, 16, 5)), "r": rng.standard_normal((1, 16, 4))}
+    weights = {name: value if name == "k" else value.astype(np.float32) for name, value in weights.items()}
+    shapes = {"a": (3, 6), "b": (1, 2, 6, 6), "c": (3, 2, 5)}
+    forms = [
+        ("TopK", ["a", "k"], 2, {"axis": 1}),
+        ("Split", ["a"], 3, {"axis": 1, "num_outputs": 3}),
+        ("MaxPool", ["b"], 2, {"kernel_shape": [2, 2]}),
+        ("LSTM", ["c", "w", "r"], 3, {"hidden_size": 4}),
+        ("Dropout", ["a"], 2, {}),
+        ("DynamicQuantizeLinear", ["a"], 3, {}),
+    ]
+    nodes, outputs = [], []
+    for operator, inputs, count, attributes in forms:
+        for place in range(count):
+            names = [f"{operator}{place}.{i}" for i in range(count)]
+            nodes.append(helper.make_node(operator, inputs, names, **attributes))
+            outputs.append(names[place])
+    model = model_of(nodes, {name: ("float32", shape) for name, shape in shapes.items()}, outputs, weights, 18)
+    onnx.save(model, tmp_path / "m.onnx")
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    found = Executable(compile_state(import_model(tmp_path / "m.onnx")), tmp_path).run(list(feeds.values()))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for name, value, wanted in zip(outputs, found, session.run(None, feeds), strict=True):
+        assert value.dtype == wanted.dtype, name
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-5, err_msg=name)

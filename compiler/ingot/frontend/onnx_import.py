@@ -270,6 +270,7 @@ class _Importer:
             types=self.graph.types,
             constants=self.graph.constants,
             make_weight=self._make_weight,
+            unread=self.graph.unread,
         )
         if node.op_type in IN_FLOAT32 and node.domain in ("", "ai.onnx"):
             self._widen(context)

@@ -63,7 +63,7 @@ class StaticGraph:
     """Nodes to convert, in order, with the type of every tensor and the value of every constant.
 
     `numbers` has for each node that of the model's node it stands for. A tensor in `extents` has its largest shape as
-    its type.
+    its type. `unread` has the types of outputs that nobody reads.
     """
 
     opset: int
@@ -74,6 +74,7 @@ class StaticGraph:
     types: dict[str, TensorType] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
+    unread: dict[str, TensorType] = field(default_factory=dict)
 
     @property
     def counters(self) -> list[str]:
@@ -299,6 +300,7 @@ class _Walker:
         if counted:
             node, inferred = self._count(node, label)
         # An output nobody reads, such as Dropout's mask, needs no type: in `types` are used tensors only.
+        self.static.unread.update({n: kind for n, kind in inferred.items() if kind is not None and n not in self.used})
         inferred = {name: kind for name, kind in inferred.items() if name in self.used}
         missing = [name for name, kind in inferred.items() if kind is None]
         if missing:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +55,8 @@ class Context:
     types: dict[str, TensorType]
     constants: dict[str, np.ndarray]
     make_weight: Callable[[str, np.ndarray], Expr]
+    #: Types of outputs that nobody reads: they are not in `types`.
+    unread: Mapping[str, TensorType] = field(default_factory=dict)
 
     def has(self, index: int) -> bool:
         """Whether input `index` is given (optional inputs may be missing or empty)."""
@@ -80,7 +82,7 @@ class Context:
 
     def out_shape(self, index: int = 0) -> tuple[int, ...]:
         """Static shape of output `index`."""
-        return self.types[self.node.output[index]].shape
+        return self._output(index).shape
 
     def dtype(self, index: int = 0) -> str:
         """Numpy dtype name of input `index`."""
@@ -88,7 +90,15 @@ class Context:
 
     def out_dtype(self, index: int = 0) -> str:
         """Numpy dtype name of output `index`."""
-        return dtype_name(self.types[self.node.output[index]].elem)
+        return dtype_name(self._output(index).elem)
+
+    def _output(self, index: int) -> TensorType:
+        name = self.node.output[index]
+        return self.types[name] if name in self.types else self.unread[name]
+
+    def is_read(self, index: int) -> bool:
+        """Whether output `index` is declared, and something reads it."""
+        return index < len(self.node.output) and self.node.output[index] in self.types
 
     def attr(self, name: str, default: Value = None) -> Value:
         """Value of an attribute (int, float, str, list of them, or TensorProto), or `default`."""

@@ -121,7 +121,7 @@ def _pool(ctx: Context) -> Expr:
     common = {"strides": strides, "padding": pads, "dilation": dilations, "ceil_mode": ceil_mode}
     if ctx.node.op_type == "MaxPool":
         largest = getattr(relax.op.nn, f"max_pool{dims}d")(ctx.inputs[0], kernel, layout=_LAYOUTS[dims][0], **common)
-        if len([name for name in ctx.node.output if name in ctx.types]) == 1:
+        if not ctx.is_read(1):
             return largest
         largest = ctx.emit(largest)
         return [largest, pool_places(ctx, largest, kernel, strides, pads)]

@@ -56,7 +56,7 @@ def _top_k(ctx: Context) -> Expr:
     """The k largest; where k is computed at run time, all of them in order, and how many are asked for."""
     shape, dtype = ctx.shape(), ctx.dtype()
     axis = normal_axis(ctx.attr("axis", -1), len(shape))
-    given = next(name for name in ctx.node.output if name)
+    given = next(name for name in ctx.node.output if name in ctx.types)  # argsort reads the places alone
     out_shape = ctx.types[given].shape
     length, count = shape[axis], out_shape[axis]
     largest = bool(ctx.attr("largest", 1))

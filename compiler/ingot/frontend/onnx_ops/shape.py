@@ -14,7 +14,7 @@ def _identity(ctx: Context) -> Expr:
         ratio = ctx.value(1)
         if ratio is None or float(ratio.reshape(())) != 0.0:  # nothing is dropped at ratio 0
             raise ctx.unsupported("training mode", "inference mode", "export the model in evaluation mode")
-    if len([name for name in ctx.node.output if name in ctx.types]) > 1:
+    if ctx.is_read(1):
         from tvm import relax
 
         return [ctx.inputs[0], relax.op.ones(ctx.out_shape(1), ctx.out_dtype(1))]
