@@ -14,7 +14,7 @@ data the patch holds x - z, and padding 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig, r
 from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
 from ingot.schedules.mmla import Mmla, integer_mmla
 from ingot.schedules.padding import Dequantize
-from ingot.schedules.vector import annotate_block, ceil_div, registers
+from ingot.schedules.vector import annotate_block, ceil_div, largest_divisor, registers
 from ingot.target import Target
 
 #: Products of 9-bit data and 9-bit weights that int32 holds: longer sums could overflow.
@@ -54,6 +54,9 @@ def default_config(workload: Conv2DWorkload, target: Target, dot: Dot) -> TileCo
     space = conv2d.configs(inner, target)
     if workload.positions == 1:
         return space[-1]
+    if dot.form == "madd" and registers(target).count <= 16:
+        # LLVM sums the products of several steps before it adds them to the sums, in registers that are not there.
+        space = [replace(c, unroll=largest_divisor(c.unroll, 2)) for c in space]
     fitting = [c for c in space if _registers_used(c, target, dot) <= registers(target).count] or space
     return min(fitting, key=lambda c: (_units(inner, c, target, dot), -c.pixels, c.block))
 
