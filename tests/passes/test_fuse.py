@@ -149,3 +149,18 @@ def test_equal_groups_share_one_function():
     state = fused({"x": X}, {"w": W, "v": V}, body)
     assert len(kernel_functions(state)) == 1
     assert len(finish(relax_state({"x": X}, {"w": W, "v": V}, body)).lowered.kernels) == 1
+
+
+@pytest.mark.parametrize("change", ["pad", "slice"])
+def test_a_result_of_another_shape_is_another_kernel(tmp_path, change):
+    def body(e, x, w):
+        made = e(op.nn.conv2d(x, w, **LAYOUT))
+        other = op.nn.pad(made, [0, 0, 0, 1, 0, 0, 0, 5]) if change == "pad" else None
+        return [e(other or op.strided_slice(made, [2, 3], [0, 0], [5, 9]))]
+
+    state = fused({"x": X}, {"w": W}, body)
+    assert ops(state) == ["call_tir", "call_tir"]
+    x = normal(X)
+    wanted = conv(x, W)
+    wanted = np.pad(wanted, [(0, 0), (0, 1), (0, 0), (0, 5)]) if change == "pad" else wanted[:, :, :5, :9]
+    close(numbers(state, [x], tmp_path, "lower")[0], wanted)

@@ -108,6 +108,31 @@ def _dequantize_goes_forward(module: Any, _: Any) -> Any:  # noqa: ANN401
     return tvm.IRModule(functions)
 
 
+@tvm.transform.module_pass(opt_level=0, name="ingot.OnlyBroadcasts")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
+def _only_broadcasts(module: Any, _: Any) -> Any:  # noqa: ANN401
+    """Call injective what reads [i, j] for [i, j], but of another shape: a pad at the ends alone, a slice from 0.
+
+    Such a kernel takes no place in one whose results are all made in one way.
+    """
+    functions = {}
+    for gvar, function in module.functions.items():
+        pattern = dict(function.attrs or {}).get("op_pattern")
+        if pattern is not None and int(pattern) < _INJECTIVE and not _broadcasts(function):
+            function = function.with_attr("op_pattern", _INJECTIVE)
+        functions[gvar] = function
+    return tvm.IRModule(functions)
+
+
+def _broadcasts(function: Any) -> bool:  # noqa: ANN401
+    """Say whether all operands of a kernel fit its result as broadcasting has it."""
+    *operands, result = ([int(dim) for dim in param.ty.shape] for param in function.params)
+    return all(
+        have in (1, wanted)
+        for operand in operands
+        for have, wanted in zip(reversed(operand), reversed(result), strict=False)
+    )
+
+
 def _fused(state: State, skip: list[str]) -> State:
     """Steps 2 and 3: legalise all operators but those to skip, and fuse."""
     sequence = tvm.ir.transform.Sequential(
@@ -115,6 +140,7 @@ def _fused(state: State, skip: list[str]) -> State:
             relax.transform.LegalizeOps(DEFINITIONS, skip_ops=skip),
             _dequantize_goes_forward,
             relax.transform.AnnotateTIROpPattern(),
+            _only_broadcasts,
             relax.transform.FuseOps(fuse_opt_level=2),
             relax.transform.FuseTIR(),
         ]
