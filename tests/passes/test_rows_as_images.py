@@ -7,6 +7,7 @@ import pytest
 from onnx import helper
 
 from ingot.passes.pipeline import STEPS
+from ingot.passes.rewriter import bindings_of, op_name
 from passes.build import calls, close, normal, numbers, onnx_bytes, onnx_state, onnxruntime_outputs, ops, run_steps
 
 node = helper.make_node
@@ -104,3 +105,32 @@ def test_strides_become_channels(tmp_path, shape, weight, attributes, channels):
     weights = {"w": normal(weight, 3), "b": normal(weight[:1], 4)}
     (conv,) = calls(check(tmp_path, nodes, weights, {"x": shape}, TO_CHANNELS), "nn.conv2d")
     assert int(conv.args[0].ty.shape[3]) == channels
+
+
+def test_quantised_rows_stay_on_integers(tmp_path):
+    """x -> Q -> DQ -> Conv(DQ of 8-bit weights) -> Relu -> Q -> DQ, all as images between integers."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "sx": np.float32(0.05), "sy": np.float32(0.1), "z": np.int8(3),
+        "w": rng.integers(-127, 128, (8, 4, 3), np.int8),
+        "sw": rng.uniform(0.01, 0.02, 8).astype(np.float32), "zw": np.zeros(8, np.int8),
+    }  # fmt: skip
+    nodes = [
+        node("QuantizeLinear", ["x", "sx", "z"], ["q"]),
+        node("DequantizeLinear", ["q", "sx", "z"], ["d"]),
+        node("DequantizeLinear", ["w", "sw", "zw"], ["dw"], axis=0),
+        node("Conv", ["d", "dw"], ["c"], pads=[1, 1]),
+        node("Relu", ["c"], ["r"]),
+        node("QuantizeLinear", ["r", "sy", "z"], ["qr"]),
+        node("DequantizeLinear", ["qr", "sy", "z"], ["y"]),
+    ]
+    model = onnx_bytes(nodes, {"x": (1, 4, 20)}, ("y",), weights, 17)
+    state = run_steps(onnx_state(model, tmp_path), *TO_IMAGES)
+    (conv,) = calls(state, "nn.conv2d")
+    producers = {binding.var: binding.value for binding in bindings_of(state.module["main"])}
+    assert [op_name(producers[arg]) for arg in conv.args] == ["relax.dequantize"] * 2
+    feeds = {"x": normal((1, 4, 20), 1)}
+    (found,) = numbers(state, list(feeds.values()), tmp_path, STEPS[len(TO_IMAGES)])
+    (wanted,) = onnxruntime_outputs(model, feeds)
+    assert np.abs(found - wanted).max() <= 0.1 + 1e-6  # one step
+    assert np.mean(found != wanted) < 0.02

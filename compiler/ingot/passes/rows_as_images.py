@@ -67,6 +67,14 @@ class _Images:
         return self._reshaped(expr, (*shape[:-1], 1, shape[-1]))
 
     def _reshaped(self, expr: Any, shape: Sequence[int]) -> Any:  # noqa: ANN401
+        made = self.rewriter.value_of(expr)
+        if op_name(made) == "relax.dequantize" and len(shape) == 4:
+            # The stored integers are reshaped: a layer on integers reads them through nothing but dequantize.
+            axis = int(made.attrs.axis) % 3
+            stored = self._reshaped(made.args[0], shape)
+            scales = (made.args[1], made.args[2])
+            out = relax.op.dequantize(stored, *scales, axis=axis + (axis == 2), out_dtype=dtype_of(expr))
+            return self.rewriter.emit(out)
         value = self.rewriter.weight(expr)
         if value is not None:
             return self.rewriter.constant(value.reshape(shape), f"{getattr(expr, 'name', 'constant')}_image")
