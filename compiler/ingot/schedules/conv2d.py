@@ -48,7 +48,7 @@ class Weight(Protocol):
 
 @dataclass(frozen=True)
 class Conv2DWorkload:
-    """One convolution, NHWC x OHWI, groups = 1. `padding` is (top, left, bottom, right)."""
+    """One convolution, NHWC x OHWI. `padding` is (top, left, bottom, right); `in_channels` are those of one group."""
 
     batch: int
     height: int
@@ -60,6 +60,7 @@ class Conv2DWorkload:
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     dtype: str
+    groups: int = 1
 
     @property
     def out_height(self) -> int:
@@ -129,14 +130,21 @@ _REDUCTION = 2
 
 
 def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
-    """Return the space of tiles: every one whose accumulators and operands fit the register file."""
+    """Return the space of tiles: every one whose accumulators and operands fit the register file.
+
+    It is empty for groups whose output channels fill no whole registers (see `merged_groups`).
+    """
     regs = registers(target)
-    needed = ceil_div(workload.out_channels, regs.lanes)
+    of_group = workload.out_channels // workload.groups
+    needed = ceil_div(of_group, regs.lanes)
     unroll = largest_divisor(workload.in_channels, MAX_UNROLL if target.arch != "arm" else 1)
     if workload.positions == 1:  # a matrix-vector product: bound by memory; independent sums hide the latency
-        return [TileConfig(1, vectors * regs.lanes, unroll) for vectors in range(1, min(8, needed) + 1)]
+        tiles = [TileConfig(1, vectors * regs.lanes, unroll) for vectors in range(1, min(8, needed) + 1)]
+        return [tile for tile in tiles if workload.groups == 1 or of_group % tile.block == 0]
     found = []
     for vectors in range(1, min(MAX_VECTORS, needed) + 1):
+        if workload.groups > 1 and of_group % (vectors * regs.lanes):
+            continue  # a tile lies in one group
         for pixels in _tile_widths(workload, regs.count):
             if _registers_used(pixels, vectors, unroll, target) <= regs.count:
                 found.append(TileConfig(pixels, vectors * regs.lanes, unroll))
@@ -173,7 +181,7 @@ def _with_prefetch(workload: Conv2DWorkload, config: TileConfig, target: Target)
     """Return a tile with the prefetch that pays: of weights that the second-level cache does not keep."""
     w = workload
     weights = w.kernel[0] * w.kernel[1] * w.in_channels * w.out_channels * 4
-    far = weights > target.cache.l2_kib * 1024 * _KEPT
+    far = weights > target.cache.l2_kib * 1024 * _KEPT and w.groups == 1
     return replace(config, prefetch=1) if target.arch == "x86_64" and far and w.positions > config.pixels else config
 
 
@@ -257,6 +265,22 @@ def pack_weight(weight: np.ndarray, block: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(blocks, block, kh, kw, ci).transpose(0, 2, 3, 4, 1))
 
 
+def merged_groups(weight: np.ndarray, groups: int, target: Target) -> tuple[np.ndarray, int] | None:
+    """Join groups of OHWI weights until the output channels of each fill whole registers: (weights, groups).
+
+    What the joined groups do not share are zeros, at most three of four. None if that is not enough.
+    """
+    out, kh, kw, channels = weight.shape
+    of_group, lanes = out // groups, registers(target).lanes
+    joined = next((n for n in (1, 2, 4) if groups % n == 0 and n * of_group % lanes == 0), None)
+    if joined is None:
+        return None
+    wide = np.zeros((groups, of_group, kh, kw, joined, channels), weight.dtype)
+    for group, part in enumerate(weight.reshape(groups, of_group, kh, kw, channels)):
+        wide[group, :, :, :, group % joined] = part
+    return wide.reshape(out, kh, kw, joined * channels), groups // joined
+
+
 def peels(workload: Conv2DWorkload, config: TileConfig) -> bool:
     """Say whether case 2 covers a convolution: its unrolled window is not too much code."""
     return workload.kernel[1] * config.pixels * config.block * config.unroll <= MAX_WINDOW_CODE
@@ -299,11 +323,11 @@ def compute(
     top, left = w.padding[0], w.padding[1]
     height, width, co = w.out_height, w.out_width, w.out_channels
     stored = convert.dtype if convert is not None else w.dtype
-    data = te.placeholder((w.batch, w.height, w.width, w.in_channels), stored, name="data")
+    data = te.placeholder((w.batch, w.height, w.width, w.in_channels * w.groups), stored, name="data")
     weight = weight or PackedWeight(packed_shape(w, config), w.dtype)
     if w.pointwise:
         lead = (w.batch, height, width)
-        return _product(data, lead, co, config, "conv", weight, convert, lambda n, y, x: (n, y * sh, x * sw))
+        return _product(data, lead, co, config, "conv", weight, convert, lambda n, y, x: (n, y * sh, x * sw), w.groups)
     blocks = ceil_div(co, config.block)
     tiled_width = ceil_div(width, config.pixels) * config.pixels
     attrs: dict[str, Any] = annotate_block("conv2d", "conv2d", config)
@@ -324,7 +348,7 @@ def compute(
     conv = te.compute(
         (w.batch, height, tiled_width, blocks * config.block),
         lambda n, y, x, c: te.sum(
-            load(n, y * sh + ry * dh, x * sw + rx * dw, rc)
+            load(n, y * sh + ry * dh, x * sw + rx * dw, _channel(c, rc, w.in_channels, co, w.groups, config))
             * weight.at(c // config.block, ry, rx, rc, c % config.block),
             axis=[ry, rx, rc],
         ),
@@ -383,12 +407,13 @@ def _product(
     weight: Weight,
     convert: Dequantize | None,
     place: Callable[..., Sequence[Any]],
+    groups: int = 1,
 ) -> list[Any]:
     """Case 1: the TE tensors [data, packed weight, output (lead..., n)], all positions of `lead` joined.
 
     place: where `data` holds the position at an index of `lead`.
     """
-    k, blocks = int(data.shape[-1]), ceil_div(n, config.block)
+    k, blocks = int(data.shape[-1]) // groups, ceil_div(n, config.block)
     rows = int(np.prod(lead, dtype=np.int64))
     tall = ceil_div(rows, config.pixels) * config.pixels
 
@@ -398,11 +423,15 @@ def _product(
 
     source: Any = stored
     if convert is not None:
-        source = te.compute((tall, k), lambda row, channel: convert(stored(row, channel)), name="padded")
+        source = te.compute((tall, k * groups), lambda row, channel: convert(stored(row, channel)), name="padded")
     rc = te.reduce_axis((0, k), "rc")
     product = te.compute(
         (tall, blocks * config.block),
-        lambda row, c: te.sum(source(row, rc) * weight.at(c // config.block, 0, 0, rc, c % config.block), axis=[rc]),
+        lambda row, c: te.sum(
+            source(row, _channel(c, rc, k, n, groups, config))
+            * weight.at(c // config.block, 0, 0, rc, c % config.block),
+            axis=[rc],
+        ),
         name=name,
         attrs=annotate_block(name, "conv2d", config),
     )
@@ -410,6 +439,13 @@ def _product(
         (*lead, n), lambda *i: weight.finish(product[ravel(i[:-1], lead), i[-1]], i[-1]), name=f"{name}_out"
     )
     return [data, *weight.placeholders, out]
+
+
+def _channel(c: Any, rc: Any, of_group: int, out_channels: int, groups: int, config: TileConfig) -> Any:  # noqa: ANN401
+    """Return the input channel of an output channel's step: a block lies in one group, which has its own."""
+    if groups == 1:
+        return rc
+    return (c // config.block) // (out_channels // groups // config.block) * of_group + rc
 
 
 def unravel(row: Any, shape: tuple[int, ...]) -> list[Any]:  # noqa: ANN401 - TE expressions
