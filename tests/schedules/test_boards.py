@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import ingot
+from frontend.tiny_models import model_of
 from ingot.emulator import run_under_qemu
 from ingot.target import load_target
 from passes.build import onnxruntime_outputs
@@ -60,3 +64,24 @@ def test_layers_on_a_board(tmp_path, qemu, target, make):
     feeds = branches.feeds()
     got = run_under_qemu(path, list(feeds.values()), board, threads=3)
     compare(got, onnxruntime_outputs(branches.bytes(), feeds), branches.outputs)
+
+
+def test_products_of_32_bit_integers_on_a_board(tmp_path, qemu):
+    """What DynamicQuantizeLinear and MatMulInteger make: the template of floats on integers, without NEON's lanes."""
+    board = load_target("raspberry-pi-4")
+    qemu(board.arch)
+    # No larger: where ONNX Runtime has no VNNI, its sums of two products saturate in 16 bits.
+    weight = np.random.default_rng(0).integers(-63, 64, (64, 64), np.int8)
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "w", "z"], ["m"]),
+        helper.make_node("Cast", ["m"], ["c"], to=1),
+        helper.make_node("Mul", ["c", "s"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": ("float32", (1, 8, 64))}, ["y"], {"w": weight})
+    onnx.save(model, tmp_path / "m.onnx")
+    library = ingot.compile(tmp_path / "m.onnx", target=board.name, selftest=False).save(tmp_path / "m.so")
+    x = np.random.default_rng(1).standard_normal((1, 8, 64)).astype(np.float32)
+    (found,) = run_under_qemu(library, [x], board, threads=1)
+    (wanted,) = onnxruntime_outputs(model.SerializeToString(), {"x": x})
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -19,7 +19,7 @@ from tvm.ir import GenericConst
 from ingot.autotune.weights import WeightSpec, spec_of, synthesise
 from ingot.errors import CompilerError
 from ingot.frontend.interface import Imported, TensorSpec
-from ingot.passes.picks import Choice, epilogues
+from ingot.passes.picks import Choice, Epilogues
 from ingot.passes.pipeline import PIPELINE
 from ingot.passes.rewriter import bindings_of, dtype_of, op_name, rebuild, shape_of
 from ingot.passes.state import State
@@ -62,7 +62,7 @@ def tasks_of(state: State) -> list[Task]:
 
     select = next(step for step in PIPELINE if step.name == _SELECT)
     select.run(state.having(picks=record))
-    groups, counts = epilogues(state), {c.task: 0 for c in choices}
+    groups, counts = Epilogues(state), {c.task: 0 for c in choices}
     for choice in choices:
         counts[choice.task] += 1
     found: dict[str, Task] = {}
@@ -70,7 +70,7 @@ def tasks_of(state: State) -> list[Task]:
         space = tuple(choice.space())
         if choice.task in found or len(space) < 2:
             continue
-        work = _cut(state, choice.call, groups.get(choice.call, ()))
+        work = _cut(state, choice.call, groups[choice.call])
         found[choice.task] = Task(choice.task, counts[choice.task], choice.default, space, work)
     return list(found.values())
 

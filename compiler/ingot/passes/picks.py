@@ -84,33 +84,36 @@ class Chooser:
 
     def __init__(self, state: State) -> None:
         self.picks: Picks = state.picks or formula
-        self.epilogues = epilogues(state)
+        self.epilogues = Epilogues(state)
         self.variables = {binding.value: binding.var for binding in bindings_of(state.module["main"])}
 
     def __call__(self, call: Expr, workload: str, space: Callable[[], Sequence[Any]], default: Any) -> Any:  # noqa: ANN401
         """Return the config to use for `call`; `workload` is its description without what follows it."""
-        after = epilogue_text(self.variables.get(call), self.epilogues.get(call, ()))
+        after = epilogue_text(self.variables.get(call), self.epilogues[call])
         return self.picks(Choice(call, f"{workload} | {after}".rstrip(" |"), space, default))
 
 
-def epilogues(state: State) -> dict[Expr, tuple[Any, ...]]:
-    """Return, for each call of `main`, the bindings that `fuse` computes in its kernel, in order.
+class Epilogues:
+    """For each call of `main`, the bindings that `fuse` computes in its kernel, in order; found when asked for.
 
     Those are elementwise operators of its result's shape such that one tensor alone leaves the group.
     """
-    main = state.module["main"]
-    bindings = bindings_of(main)
-    readers: dict[Expr, set[int]] = {}
-    for index, binding in enumerate(bindings):
-        for var in read_by(binding.value):
-            readers.setdefault(var, set()).add(index)
-    for out in outputs_of(main):
-        readers.setdefault(out, set()).add(len(bindings))
-    found = {}
-    for index, binding in enumerate(bindings):
-        if op_name(binding.value):
-            found[binding.value] = _group(bindings, index, readers)
-    return found
+
+    def __init__(self, state: State) -> None:
+        main = state.module["main"]
+        self._bindings = bindings_of(main)
+        self._places = {b.value: place for place, b in enumerate(self._bindings) if op_name(b.value)}
+        self._readers: dict[Expr, set[int]] = {}
+        for index, binding in enumerate(self._bindings):
+            for var in read_by(binding.value):
+                self._readers.setdefault(var, set()).add(index)
+        for out in outputs_of(main):
+            self._readers.setdefault(out, set()).add(len(self._bindings))
+
+    def __getitem__(self, call: Expr) -> tuple[Any, ...]:
+        """Return the bindings that join the kernel of `call`, none if it is not a call of `main`."""
+        place = self._places.get(call)
+        return () if place is None else _group(self._bindings, place, self._readers)
 
 
 def read_by(value: Expr) -> list[Expr]:

@@ -24,7 +24,7 @@ _REGISTER = 16
 
 
 def mark_lanes(function: Any, block_name: str) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
-    """Mark the loads of the reduction block `block_name` whose last index is its last reduction axis.
+    """Mark the float32 loads of the reduction block `block_name` whose last index is its last reduction axis.
 
     That axis must be split so that groups of LANES are unrolled, and have a multiple of LANES elements.
     """
@@ -36,7 +36,7 @@ def mark_lanes(function: Any, block_name: str) -> Any:  # noqa: ANN401 - a sched
         width = tirx.IntImm(str(axis.ty.dtype), LANES)
 
         def load(expr: Any) -> Any:  # noqa: ANN401
-            if not expr.indices[-1].same_as(axis):
+            if not expr.indices[-1].same_as(axis) or str(expr.source.dtype) != "float32":
                 return expr
             first = tirx.BufferLoad(expr.source, [*expr.indices[:-1], tirx.floordiv(axis, width) * width])
             return lane_of(first, tirx.floormod(axis, width))
