@@ -68,6 +68,20 @@ def test_what_follows_joins_the_kernel(tmp_path):
     close(got, np.maximum(a @ b / 3 + c, 0))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_times_one_column_are_dot_products(tmp_path, target):
+    sizes = ((37, 19), (8, 64), (1, 24), (5, 1), (6, 3))
+    feeds = [normal(shape, i) for i, (m, k) in enumerate(sizes) for shape in ((2, m, k), (k, 1), (m, 1))]
+
+    def body(e, *xs):
+        trios = zip(xs[::3], xs[1::3], xs[2::3], strict=True)
+        return [e(op.nn.relu(e(op.add(e(op.matmul(a, b)), c)))) for a, b, c in trios]
+
+    found = run(feeds, body, tmp_path, target, kernels=len(sizes))
+    for got, a, b, c in zip(found, feeds[::3], feeds[1::3], feeds[2::3], strict=True):
+        close(got, np.maximum(a @ b + c, 0))
+
+
 def test_a_left_side_of_weights(tmp_path):
     weight, x = normal((5, 12), 1), normal((12, 32), 2)
     state = finish(relax_state({"x": x.shape}, {"w": weight}, lambda e, x, w: [e(op.matmul(w, x))]))

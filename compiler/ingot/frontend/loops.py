@@ -1,7 +1,7 @@
 """Kernels written as plain loops: for operators that write where an index points, or decide step by step.
 
-Such a kernel is one loop nest on one thread, never fused with its neighbours. Its body must keep every index inside
-its tensor: nothing later checks it.
+Such a kernel is one loop nest, on one thread unless its body says what its tasks are, never fused with its neighbours.
+Its body must keep every index inside its tensor: nothing later checks it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ def call_loops(
     name: str,
     inputs: Sequence[Expr],
     outputs: Sequence[tuple[tuple[int, ...], str]],
-    body: Callable[[Buffers, Buffers], None],
+    body: Callable[..., None],
     attributes: Mapping[str, str] | None = None,
+    tasks: int | None = None,
 ) -> list[Expr]:
     """Emit one kernel; return its outputs, one for each (shape, dtype) of `outputs`.
 
     body(inputs, outputs) writes the statements with `tvm.script.ir_builder.tirx`. `attributes` go to the PrimFunc.
+    tasks: body(inputs, outputs, task) writes those of one task, an int64; tasks run in any order, or at once.
     """
     from tvm import relax, s_tir, tirx
     from tvm.ir import Range
@@ -42,13 +44,20 @@ def call_loops(
 
     sources = [buffer(f"in{i}", _shape(x), str(x.ty.dtype.dtype)) for i, x in enumerate(inputs)]
     results = [buffer(f"out{i}", shape, dtype) for i, (shape, dtype) in enumerate(outputs)]
+    task = tirx.Var("task", "int64")
     with IRBuilder() as ib:
         with T.seq_scope():
-            body([T.buffer_proxy(item) for item in sources], [T.buffer_proxy(item) for item in results])
+            whose = [] if tasks is None else [task]
+            body([T.buffer_proxy(item) for item in sources], [T.buffer_proxy(item) for item in results], *whose)
         statement = ib.get().body  # without the mark that seq_scope leaves
     yes = tirx.const(True, "bool")
-    inner = s_tir.SBlock([], whole(sources), whole(results), name, statement)
-    root = s_tir.SBlock([], [], [], "root", s_tir.SBlockRealize([], yes, inner))
+    zero, number, loop = tirx.IntImm("int64", 0), tirx.IntImm("int64", tasks or 1), tirx.Var("i", "int64")
+    axes = [] if tasks is None else [tirx.IterVar(Range.from_min_extent(zero, number), task, tirx.IterVar.DataPar)]
+    inner = s_tir.SBlock(axes, whole(sources), whole(results), name, statement)
+    nest: Any = s_tir.SBlockRealize([loop for _ in axes], yes, inner)
+    if tasks is not None:
+        nest = tirx.For(loop, zero, number, tirx.ForKind.PARALLEL, nest)
+    root = s_tir.SBlock([], [], [], "root", nest)
     function = tirx.PrimFunc([*sources, *results], s_tir.SBlockRealize([], yes, root))
     for key, value in (("op_pattern", _OPAQUE), ("tirx.noalias", True), ("s_tir", True), *(attributes or {}).items()):
         function = function.with_attr(key, value)

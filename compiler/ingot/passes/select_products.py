@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -12,6 +13,7 @@ from ingot.passes.state import State
 from ingot.passes.template_call import call_template
 from ingot.schedules import batch_matmul, rows
 from ingot.schedules.batch_matmul import BatchMatmulWorkload
+from ingot.schedules.views import View
 
 
 def select_products(state: State) -> State:
@@ -19,7 +21,8 @@ def select_products(state: State) -> State:
 
     Case 1: matmul in float32 of operands of two or more dimensions: `schedules.batch_matmul`; operands that are
             transposes, repeat heads or broadcast are read where they lie.
-    Case 2: where that does not fit, few rows times columns that lie contiguous: dot products (`schedules.rows`).
+    Case 2: where that does not fit, few rows times columns that lie contiguous, or rows times one column: dot products
+            (`schedules.rows`).
     Others, and shapes that the template does not fit, keep their operator.
     """
     target = state.target
@@ -32,7 +35,7 @@ def select_products(state: State) -> State:
             return None
         stored, views = zip(*(view_of(rewriter, x) for x in args), strict=True)
         *batch, row, column, depth = (tirx.Var("i", "int64") for _ in (*shape, 0))
-        a_last, b_last = views[0].index([*batch, row, depth])[-1], views[1].index([*batch, depth, column])[-1]
+        a_last, b_last = _innermost(views[0], [*batch, row, depth]), _innermost(views[1], [*batch, depth, column])
         workload = BatchMatmulWorkload(
             batch=shape[:-2],
             m=shape[-2],
@@ -51,3 +54,9 @@ def select_products(state: State) -> State:
         return call_template(rewriter, "matmul", tensors, list(stored), call.ty)
 
     return rewrite(state, visit)
+
+
+def _innermost(view: View, place: Sequence[Any]) -> Any:  # noqa: ANN401 - a TIR expression
+    """Return the index along which the stored tensor is contiguous: that of its last dimension larger than 1."""
+    index = view.index(place)
+    return next((at for at, size in zip(reversed(index), reversed(view.shape), strict=True) if size > 1), index[-1])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FAMILIES = (
     "activation",
+    "along",
     "convolution",
     "counted",
     "elementwise",
