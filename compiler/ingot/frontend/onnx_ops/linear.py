@@ -51,7 +51,63 @@ def _gemm(ctx: Context) -> Expr:
 def _einsum(ctx: Context) -> Expr:
     from tvm import relax
 
-    return relax.op.einsum(tuple(ctx.inputs), ctx.attr("equation").replace(" ", ""))
+    equation = ctx.attr("equation").replace(" ", "")
+    product = _as_product(ctx, equation)
+    return relax.op.einsum(tuple(ctx.inputs), equation) if product is None else product
+
+
+def _as_product(ctx: Context, equation: str) -> Expr | None:
+    """An einsum of two float tensors as a product of matrices, or None where it is none.
+
+    Labels of both operands and the result count matrices, those of both operands alone are summed; the rest are rows
+    and columns. What one operand alone knows is summed first.
+    """
+    from tvm import relax
+
+    terms, _, result = equation.partition("->")
+    labels = terms.split(",")
+    if len(labels) != 2 or "." in equation or not ctx.dtype().startswith("float"):
+        return None
+    if "->" not in equation:
+        result = "".join(sorted(label for label in set("".join(labels)) if terms.count(label) == 1))
+    shapes = [ctx.shape(0), ctx.shape(1)]
+    size = {
+        label: dim for term, shape in zip(labels, shapes, strict=True) for label, dim in zip(term, shape, strict=True)
+    }
+    whole = all([size[label] for label in term] == list(shape) for term, shape in zip(labels, shapes, strict=True))
+    if not whole or 0 in size.values() or any(len(set(term)) < len(term) for term in labels):
+        return None
+    sides = list(zip(labels, ctx.inputs, strict=True))
+    if result and result[-1] not in labels[1]:
+        sides.reverse()  # the result's last axis is that of the columns
+    (left, a), (right, b) = sides
+    batch = [label for label in result if label in left and label in right]
+    summed = [label for label in left if label in right and label not in result]
+    rows, columns = ([label for label in result if label in term and label not in batch] for term in (left, right))
+    along = "".join(summed)
+    if not summed or (not rows and not right.endswith(along)) or (not columns and not left.endswith(along)):
+        return None
+
+    def arranged(x: Expr, term: str, *groups: list[str]) -> Expr:
+        """The axes of one operand: the matrices, then each group as one axis."""
+        known = [label for label in term if label in result or label in summed]
+        if len(known) < len(term):
+            x = ctx.emit(relax.op.sum(x, [axis for axis, label in enumerate(term) if label not in known]))
+        order = [known.index(label) for label in (*batch, *groups[0], *groups[1])]
+        if order != sorted(order):
+            x = ctx.emit(relax.op.permute_dims(x, order))
+        if all(len(group) == 1 for group in groups):
+            return x
+        joined = [math.prod(size[label] for label in group) for group in groups]
+        return ctx.emit(relax.op.reshape(x, [*(size[label] for label in batch), *joined]))
+
+    product = ctx.emit(relax.op.matmul(arranged(a, left, rows, summed), arranged(b, right, summed, columns)))
+    order = [*batch, *rows, *columns]
+    if len(rows) != 1 or len(columns) != 1:
+        product = ctx.emit(relax.op.reshape(product, [size[label] for label in order]))
+    if order == list(result):
+        return product
+    return relax.op.permute_dims(product, [order.index(label) for label in result])
 
 
 @converts("Det")
