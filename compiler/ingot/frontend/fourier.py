@@ -47,15 +47,15 @@ def real_transform(builder: Builder, make: Callable[[str, np.ndarray], Expr], x:
         return builder.emit(relax.op.matmul(x, cosines)), builder.emit(relax.op.matmul(x, sines))
     quarter = length // 4
     turns = np.outer(np.arange(quarter + 1), np.arange(rows)) % length / length
+    # Sums of even k fold the way that those of n do, sums of odd k the other way. All of them first: together they are
+    # as large as `x`, which nobody needs then.
+    sums = [_folded(builder, x, quarter, sign, sign * turn, "folded") for sign in (1, -1) for turn in (1, -1)]
     found = []
-    for name, matrix, sign in zip(
-        _NAMES, (np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)), (1, -1), strict=True
-    ):
-        # Sums of even k fold the way that those of n do, sums of odd k the other way.
-        sums = [_folded(builder, x, quarter, sign, sign * turn, f"{name}_folded") for turn in (1, -1)]
+    factors = (np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns))
+    for place, (name, matrix) in enumerate(zip(_NAMES, factors, strict=True)):
         parts = [
             builder.emit(relax.op.matmul(item, make(f"{name}_{first}", matrix[:, first::2].astype(dtype))))
-            for first, item in enumerate(sums)
+            for first, item in enumerate(sums[2 * place : 2 * place + 2])
         ]
         found.append(_alternating(builder, *parts))
     return found[0], found[1]
