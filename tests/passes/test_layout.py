@@ -7,6 +7,7 @@ import pytest
 from onnx import helper
 from tvm import relax
 
+from ingot.passes.rewriter import shape_of
 from passes.build import (
     calls,
     close,
@@ -77,6 +78,7 @@ TRANSPOSED = {
     "groups": ((4, 3, 3, 3), {"strides": [2, 2], "group": 2}),
     "depthwise": ((4, 1, 4, 4), {"strides": [2, 2], "pads": [1, 1, 1, 1], "group": 4}),
 }
+BY_PHASES = {"stride-2": 1, "no-overlap": 1, "gaps": 1, "cut-by-padding": 0, "uneven": 1}
 
 
 @pytest.mark.parametrize("kind", TRANSPOSED)
@@ -84,8 +86,31 @@ def test_case_1_conv2d_transpose_becomes_conv2d(tmp_path, kind):
     shape, attributes = TRANSPOSED[kind]
     nodes = [node("ConvTranspose", ["x", "w", "b"], ["t"], **attributes), node("Relu", ["t"], ["y"])]
     weights = {"w": normal(shape, 9), "b": normal((shape[1] * attributes.get("group", 1),), 8)}
-    state = check(tmp_path, nodes, weights, 2, {"x": (1, shape[0], 6, 8)})
+    # The phases of rows are put together by one transpose; those of columns only by a view.
+    state = check(tmp_path, nodes, weights, 2 + BY_PHASES.get(kind, 0), {"x": (1, shape[0], 6, 8)})
     assert "nn.conv2d_transpose" not in ops(state)
+    assert ("nn.pad" in ops(state)) == (kind in ("dilation", "groups", "depthwise"))
+    channels = shape_of(calls(state, "nn.conv2d")[0])[3]
+    steps = attributes.get("strides", [1, 1])
+    phases = steps[0] * steps[1] if kind in BY_PHASES else 1
+    assert channels == shape[1] * attributes.get("group", 1) * phases
+
+
+def test_case_1_conv2d_transpose_by_phases_in_many_sizes(tmp_path):
+    rng = np.random.default_rng(3)
+    nodes, weights, inputs = [], {}, {}
+    while len(nodes) < 8:
+        i = len(nodes)
+        size, kernel, strides = rng.integers(1, 6, 2), rng.integers(1, 8, 2), rng.integers(1, 5, 2)
+        extra, dilation, pads = rng.integers(0, strides), rng.integers(1, 3, 2), rng.integers(0, 5, 4)
+        out = (size - 1) * strides + (kernel - 1) * dilation + 1 + extra - pads[:2] - pads[2:]
+        if min(out) < 1:
+            continue
+        inputs[f"x{i}"], weights[f"w{i}"] = (1 + i % 2, 2, *map(int, size)), normal((2, 3, *map(int, kernel)), i)
+        options = {"strides": strides, "pads": pads, "output_padding": extra, "dilations": dilation}
+        attributes = {name: [int(v) for v in value] for name, value in options.items()}
+        nodes.append(node("ConvTranspose", [f"x{i}", f"w{i}"], [f"y{i}"], **attributes))
+    check(tmp_path, nodes, weights, None, inputs, [f"y{i}" for i in range(len(nodes))])
 
 
 def test_case_1_conv2d_transpose_with_a_computed_weight(tmp_path):

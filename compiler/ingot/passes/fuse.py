@@ -10,12 +10,11 @@ from tvm import relax
 from ingot.passes.definitions import DEFINITIONS
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, prune, rebuild, rewrite, uses_of
 from ingot.passes.state import State
+from ingot.passes.template_call import INJECTIVE
 
 # A reshape moves no data: the memory plan gives both names the same bytes.
 _VIEWS = ["relax.reshape"]
 _DEQUANTIZE = "relax.dequantize"
-# FuseOps' pattern kind of an operator each of whose results depends on any one element of its operands.
-_INJECTIVE = 2
 #: An operator that does nothing and that nothing is fused with.
 _BARRIER = "relax.builtin.stop_lift_params"
 _BYTES = ("int8", "uint8")
@@ -102,7 +101,7 @@ def _put_barriers(state: State) -> Any:  # noqa: ANN401 - a visitor
 def _dequantize_goes_forward(module: Any, _: Any) -> Any:  # noqa: ANN401
     """Call dequantize injective, which joins the kernel that reads it but never the one that made its operand."""
     functions = {
-        gvar: function.with_attr("op_pattern", _INJECTIVE) if gvar.name_hint.startswith("dequantize") else function
+        gvar: function.with_attr("op_pattern", INJECTIVE) if gvar.name_hint.startswith("dequantize") else function
         for gvar, function in module.functions.items()
     }
     return tvm.IRModule(functions)
@@ -117,8 +116,8 @@ def _only_broadcasts(module: Any, _: Any) -> Any:  # noqa: ANN401
     functions = {}
     for gvar, function in module.functions.items():
         pattern = dict(function.attrs or {}).get("op_pattern")
-        if pattern is not None and int(pattern) < _INJECTIVE and not _broadcasts(function):
-            function = function.with_attr("op_pattern", _INJECTIVE)
+        if pattern is not None and int(pattern) < INJECTIVE and not _broadcasts(function):
+            function = function.with_attr("op_pattern", INJECTIVE)
         functions[gvar] = function
     return tvm.IRModule(functions)
 

@@ -12,6 +12,8 @@ from ingot.passes.rewriter import Rewriter
 OUT_ELEMENTWISE_FUSABLE = 4
 #: FuseOps' pattern kind of a reduction, which elementwise operators may also come before.
 REDUCTION = 3
+#: FuseOps' pattern kind of an operator each of whose results depends on any one element of its operands.
+INJECTIVE = 2
 
 
 def call_template(
