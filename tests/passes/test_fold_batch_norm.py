@@ -38,6 +38,8 @@ LINEAR = {
         lambda x, w: op.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="OHWI"),
         (5,),
     ),
+    "conv2d-transpose": ((3, 5, 2, 2), (1, 3, 6, 6), lambda x, w: op.nn.conv2d_transpose(x, w, strides=2), (5, 1, 1)),
+    "conv3d": ((5, 3, 2, 2, 2), (1, 3, 4, 4, 4), lambda x, w: op.nn.conv3d(x, w), (5, 1, 1, 1)),
     "conv1d": ((5, 3, 3), (1, 3, 9), lambda x, w: op.nn.conv1d(x, w), (5, 1)),
     "matmul": ((7, 5), (2, 4, 7), lambda x, w: op.matmul(x, w), (5,)),
 }

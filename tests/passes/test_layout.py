@@ -347,3 +347,62 @@ def test_tflite_depthwise_weights_become_ohwi(tmp_path):
     x = normal((1, 6, 8, 9))
     want = sum(x[:, i : i + 4, j : j + 6] * w[i, j, :, 0] for i in range(3) for j in range(3))
     close(numbers(state, [x], tmp_path, "select_templates")[0], want)
+
+
+# -- case 9 --------------------------------------------------------------------------------------------------------
+
+VOLUMES = [
+    ((1, 3, 5, 6, 7), (4, 3, 3, 3, 3), {"pads": [1, 1, 1, 1, 1, 1]}),
+    ((2, 3, 7, 6, 5), (4, 3, 2, 3, 1), {"strides": [2, 1, 2], "pads": [1, 0, 0, 0, 1, 0]}),
+    ((1, 2, 9, 8, 7), (5, 2, 3, 2, 3), {"dilations": [3, 2, 1], "pads": [2, 0, 1, 0, 0, 1]}),
+    ((2, 8, 4, 3, 5), (8, 8, 1, 1, 1), {}),
+    ((1, 2, 5, 4, 4), (3, 2, 1, 3, 3), {"strides": [3, 1, 1]}),
+    ((1, 2, 4, 4, 4), (3, 2, 4, 4, 4), {}),
+]
+
+
+def test_case_9_every_form_of_a_conv3d(tmp_path):
+    nodes, weights, inputs = [], {}, {}
+    for i, (shape, weight, attributes) in enumerate(VOLUMES):
+        inputs[f"x{i}"], weights[f"w{i}"], weights[f"b{i}"] = shape, normal(weight, i), normal((weight[0],), i)
+        nodes.append(node("Conv", [f"x{i}", f"w{i}", f"b{i}"], [f"y{i}"], **attributes))
+    state = check(tmp_path, nodes, weights, None, inputs, [f"y{i}" for i in range(len(VOLUMES))])
+    assert ops(state).count("nn.conv2d") == len(VOLUMES)
+    assert "nn.conv3d" not in ops(state)
+
+
+def test_case_9_a_residual_block_of_volumes_is_transposed_at_its_edges_alone(tmp_path):
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], pads=[1] * 6),
+        node("BatchNormalization", ["c", "s", "h", "m", "v"], ["n"]),
+        node("Relu", ["n"], ["r"]),
+        node("Conv", ["r", "u", "h"], ["d"], pads=[1] * 6),
+        node("Add", ["d", "r"], ["y"]),
+    ]
+    weights = {"w": normal((4, 3, 3, 3, 3), 1), "u": normal((4, 4, 3, 3, 3), 2)}
+    weights |= {"s": normal((4,), 3), "h": normal((4,), 4), "m": normal((4,), 5), "v": np.abs(normal((4,), 6)) + 1}
+    state = check(tmp_path, nodes, weights, 2, {"x": (2, 3, 4, 5, 6)})
+    assert "multiply" not in ops(state)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_case_9_groups_and_computed_weights_stay(tmp_path, groups):
+    nodes = [node("Relu", ["w"], ["v"]), node("Conv", ["x", "v"], ["y"], group=groups)]
+    state = check(tmp_path, nodes, {}, None, {"x": (1, 4, 4, 4, 4), "w": (4, 4 // groups, 2, 2, 2)})
+    assert "nn.conv3d" in ops(state)
+
+
+def test_case_9_in_ndhwc_nothing_is_transposed(tmp_path):
+    weight = normal((2, 3, 3, 4, 5), 1)
+    state = relax_state(
+        {"x": (2, 5, 6, 7, 4)},
+        {"w": weight},
+        lambda _, x, w: [op.nn.conv3d(x, w, padding=[1] * 6, data_layout="NDHWC", kernel_layout="DHWIO")],
+    )
+    x = normal((2, 5, 6, 7, 4), 2)
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (1, 1), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2, 3, 3), (1, 2, 3))
+    want = np.einsum("ndhwcxyz,xyzco->ndhwo", windows, weight, optimize=True)
+    state = run_steps(state, *TO_LAYOUT)
+    assert "permute_dims" not in ops(state)
+    close(numbers(state, [x], tmp_path, "select_templates")[0], want, 1e-4)

@@ -12,7 +12,9 @@ from ingot.passes.state import State
 
 Array = Any  # numpy arrays of any rank; their shapes change under one name here
 
-_LINEAR = frozenset({"relax.nn.conv1d", "relax.nn.conv2d", "relax.matmul"})
+_LINEAR = frozenset(
+    {"relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.nn.conv3d", "relax.matmul"}
+)
 
 
 def channel_axis(call: Any) -> int:  # noqa: ANN401

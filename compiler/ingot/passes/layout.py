@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax
 
 from ingot.passes.conv_transpose import as_convolution
+from ingot.passes.conv_volumes import as_images, weight_of
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, is_tensor, op_name, outputs_of, rebuild, shape_of
 from ingot.passes.state import State
 from ingot.passes.windows import may_stay, moved_from_nhwc
@@ -57,6 +58,8 @@ def nhwc_layout(state: State) -> State:
     Case 7: cases 2, 3 and 5 also where no operand is kept yet, but a convolution will want the result in NHWC.
     Case 8: a pool, a resize, a depthwise or a 1x1 convolution that has a template for NCHW (`schedules.planes`,
             `schedules.planes_product`) stays there, if its operand is not kept and nobody wants its result in NHWC.
+    Case 9: conv3d (one group, constant weights, float32) becomes a conv2d; in NCDHW its data and its result are moved
+            as in case 1.
     Any other operator gets the NCHW form.
     """
     return _Layout(state).apply(state)
@@ -120,6 +123,8 @@ class _Layout:
             return rebuild(call, args)  # case 8
         if name in ("relax.nn.conv2d", "relax.nn.conv2d_transpose"):
             return self.convolution(rewriter, call, args)
+        if name == "relax.nn.conv3d" and (weight := weight_of(rewriter, call, args[1])) is not None:
+            return self.volume(rewriter, call, args[0], weight)
         if name in _POOLS and str(call.attrs.layout) == "NCHW":
             return self.pool(rewriter, call, args)
         if name == "relax.image.resize2d" and str(call.attrs.layout) == "NCHW":
@@ -191,6 +196,12 @@ class _Layout:
                 out_dtype=dtype_of(call),
             )
         return self.keep(rewriter, out) if nchw else out
+
+    def volume(self, rewriter: Rewriter, call: Any, data: Any, weight: np.ndarray) -> Any:  # noqa: ANN401
+        """Case 9."""
+        if str(call.attrs.data_layout) == "NDHWC":
+            return as_images(rewriter, call, self.as_nchw(rewriter, data), weight)
+        return self.keep(rewriter, as_images(rewriter, call, self.as_nhwc(rewriter, data), weight))
 
     def pool(self, rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
         """Case 1."""
