@@ -160,6 +160,9 @@ FAMILIES: dict[str, list[OpCase]] = {
         ),
         OpCase("LayerNormalization", ("v", _weights(7), _weights(7))),
         OpCase("InstanceNormalization", ("x", _weights(3), _weights(3))),
+        OpCase("InstanceNormalization", ("v", _weights(3), _weights(3)), {"epsilon": 0.1}),
+        OpCase("InstanceNormalization", (_weights(2, 3, 2, 3, 5) + 9, _weights(3), _weights(3))),
+        OpCase("InstanceNormalization", (_weights(2, 3, 1, 1), _weights(3), _weights(3))),
     ],
     "reduce": [
         OpCase("ReduceMean", ("v", _ints(1)), {"keepdims": 0}),

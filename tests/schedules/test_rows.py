@@ -109,6 +109,14 @@ def test_layer_norm_does_not_cancel_where_the_mean_is_large(tmp_path):
     np.testing.assert_allclose(got, layer_norm(x, 1, 0), rtol=0, atol=2e-4)
 
 
+def test_layer_norm_without_scale_and_shift_reads_none(tmp_path):
+    weights = {"g": np.ones(37, np.float32), "b": np.zeros(37, np.float32)}
+    make = relax_state({"x": (5, 37)}, weights, lambda e, x, g, b: [e(op.nn.layer_norm(x, g, b, [1]))])
+    state, x = finish(make), normal((5, 37), 3)
+    assert not state.program.weights
+    np.testing.assert_allclose(execute(state, [x], tmp_path, 3)[0], layer_norm(x, 1, 0), rtol=1e-5, atol=1e-5)
+
+
 def test_layer_norm_over_several_axes_counts_them_as_one(tmp_path):
     x, g, b = normal((3, 4, 5)), normal((4, 5), 1), normal((4, 5), 2)
     weights = {"g": g, "b": b}

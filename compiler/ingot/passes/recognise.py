@@ -42,7 +42,7 @@ def _multiply(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: A
         inverse = rewriter.value_of(factor)
         if op_name(inverse) == "relax.rsqrt":
             found = _norm(rewriter, call, centred, inverse.args[0])
-        elif op_name(inverse) == "relax.divide" and _all_equal(rewriter, inverse.args[0], 1.0):
+        elif op_name(inverse) == "relax.divide" and all_equal(rewriter, inverse.args[0], 1.0):
             root = rewriter.value_of(inverse.args[1])
             found = _norm(rewriter, call, centred, root.args[0]) if op_name(root) == "relax.sqrt" else None
         else:
@@ -94,16 +94,16 @@ def _is_square(rewriter: Rewriter, expr: Any, d: Any) -> bool:  # noqa: ANN401
     return (
         op_name(square) == "relax.power"
         and bool(square.args[0].same_as(d))
-        and _all_equal(rewriter, square.args[1], 2.0)
+        and all_equal(rewriter, square.args[1], 2.0)
     )
 
 
 def _with_scale(rewriter: Rewriter, call: Any, norm: Any, factor: Any) -> Any:  # noqa: ANN401
     """Case 3."""
     inner = rewriter.value_of(norm)
-    if op_name(inner) not in (_LAYER_NORM, _RMS_NORM) or not _all_equal(rewriter, inner.args[1], 1.0):
+    if op_name(inner) not in (_LAYER_NORM, _RMS_NORM) or not all_equal(rewriter, inner.args[1], 1.0):
         return None
-    if op_name(inner) == _LAYER_NORM and not _all_equal(rewriter, inner.args[2], 0.0):
+    if op_name(inner) == _LAYER_NORM and not all_equal(rewriter, inner.args[2], 0.0):
         return None
     scale = _per_channel(rewriter, call, norm, factor)
     if scale is None:
@@ -115,7 +115,7 @@ def _add(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
     """Case 4."""
     for norm, shift in (args, args[::-1]):
         inner = rewriter.value_of(norm)
-        if op_name(inner) != _LAYER_NORM or not _all_equal(rewriter, inner.args[2], 0.0):
+        if op_name(inner) != _LAYER_NORM or not all_equal(rewriter, inner.args[2], 0.0):
             continue
         beta = _per_channel(rewriter, call, norm, shift)
         if beta is not None:
@@ -137,7 +137,8 @@ def _per_channel(rewriter: Rewriter, call: Any, norm: Any, expr: Any) -> Any:  #
     return rewriter.add_weight(f"{getattr(expr, 'name', 'norm_constant')}_vector", flat)
 
 
-def _all_equal(rewriter: Rewriter, expr: Any, wanted: float) -> bool:  # noqa: ANN401
+def all_equal(rewriter: Rewriter, expr: Any, wanted: float) -> bool:  # noqa: ANN401
+    """Say whether the expression is a constant whose elements are all `wanted`."""
     value = rewriter.weight(expr)
     return value is not None and bool(np.all(value == wanted))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tvm import relax
 
+from ingot.passes.recognise import all_equal
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import State
 from ingot.passes.template_call import REDUCTION, call_template
@@ -16,7 +17,7 @@ def select_rows(state: State) -> State:
     """Turn softmax, norms and reductions over the last axis into PrimFuncs of one kernel each.
 
     Case 1: softmax and log_softmax over the last axis.
-    Case 2: layer_norm over the last axes, which count as one.
+    Case 2: layer_norm over the last axes, which count as one; a scale of ones and a shift of zeros are left out.
     Case 3: rms_norm over the last axis.
     Case 4: sum, mean, max and min over the last axes, which count as one.
     All in float32; others keep their operator, for `fuse` to legalise with TVM's own definitions.
@@ -55,13 +56,15 @@ def _layer_norm(rewriter: Rewriter, call: Any, args: list[Any], target: Any) -> 
         length *= shape[axis]
     flat = (*shape[: axes[0]], length)
     config = rows.default_config(length, dtype_of(call), target)
-    tensors = rows.compute_layer_norm(flat, dtype_of(call), float(call.attrs.epsilon), config)
-    data = _reshaped(rewriter, args[0], flat)
-    gamma, beta = (_reshaped(rewriter, arg, (length,)) for arg in args[1:3])
+    scaled = not (all_equal(rewriter, args[1], 1.0) and all_equal(rewriter, args[2], 0.0))
+    tensors = rows.compute_layer_norm(flat, dtype_of(call), float(call.attrs.epsilon), config, scaled=scaled)
+    operands = [_reshaped(rewriter, args[0], flat)]
+    if scaled:
+        operands += [_reshaped(rewriter, arg, (length,)) for arg in args[1:3]]
     if len(axes) == 1:
-        return call_template(rewriter, "layer_norm", tensors, [data, gamma, beta], call.ty)
+        return call_template(rewriter, "layer_norm", tensors, operands, call.ty)
     ty = relax.TensorType(flat, dtype_of(call))
-    out = rewriter.emit(call_template(rewriter, "layer_norm", tensors, [data, gamma, beta], ty))
+    out = rewriter.emit(call_template(rewriter, "layer_norm", tensors, operands, ty))
     return relax.op.reshape(out, shape)
 
 

@@ -148,8 +148,13 @@ def compute_softmax(shape: tuple[int, ...], dtype: str, config: RowsConfig, *, l
     return [data, te.compute(shape, lambda *i: powers(*i) * at_row(scale, i[:-1]), name="softmax")]
 
 
-def compute_layer_norm(shape: tuple[int, ...], dtype: str, epsilon: float, config: RowsConfig) -> list[Any]:
-    """Return the TE tensors [data, gamma, beta, output] of layer norm over the last axis."""
+def compute_layer_norm(
+    shape: tuple[int, ...], dtype: str, epsilon: float, config: RowsConfig, *, scaled: bool = True
+) -> list[Any]:
+    """Return the TE tensors [data, gamma, beta, output] of layer norm over the last axis.
+
+    scaled: false for gamma 1 and beta 0, which are then no operands.
+    """
     *rows, length = shape
     row = Row(tuple(rows), length, config)
     data = te.placeholder(shape, dtype, name="data")
@@ -164,11 +169,13 @@ def compute_layer_norm(shape: tuple[int, ...], dtype: str, epsilon: float, confi
 
     anchor = annotate_block("layer_norm", "rows", config)
     scale = row.reduce("scale", squared, te.sum, _add, lambda s: _inverse_root(s * over, epsilon, dtype), anchor)
-    out = te.compute(
-        shape,
-        lambda *i: (data(*i) - at_row(mean, i[:-1])) * at_row(scale, i[:-1]) * gamma[i[-1]] + beta[i[-1]],
-        name="layer_norm",
-    )
+
+    def normal(*i: Expr) -> Expr:
+        return (data(*i) - at_row(mean, i[:-1])) * at_row(scale, i[:-1])
+
+    if not scaled:
+        return [data, te.compute(shape, normal, name="layer_norm")]
+    out = te.compute(shape, lambda *i: normal(*i) * gamma[i[-1]] + beta[i[-1]], name="layer_norm")
     return [data, gamma, beta, out]
 
 

@@ -62,6 +62,21 @@ def _layer_norm(ctx: Context) -> Expr:
     return [relax.op.add(result, ctx.inputs[2]) if ctx.has(2) else result, mean, spread][: len(ctx.node.output)]
 
 
+@converts("InstanceNormalization")
+def _instance_norm(ctx: Context) -> Expr:
+    """Each channel of each item is a row of its own: the norm of the row, then the channel's scale and shift."""
+    from tvm import relax
+
+    shape, dtype = ctx.shape(), ctx.dtype()
+    batch, channels, *places = shape
+    length = int(np.prod(places))
+    rows = ctx.emit(relax.op.reshape(ctx.inputs[0], (batch, channels, length)))
+    unit, zero = (ctx.array(name, np.full(length, v, dtype)) for name, v in (("norm_unit", 1), ("norm_zero", 0)))
+    normal = ctx.emit(relax.op.nn.layer_norm(rows, unit, zero, [2], float(ctx.attr("epsilon", 1e-5))))
+    scale, shift = (relax.op.reshape(ctx.inputs[index], (1, channels, 1)) for index in (1, 2))
+    return relax.op.reshape(ctx.emit(relax.op.add(relax.op.multiply(normal, scale), shift)), shape)
+
+
 @converts("LpNormalization")
 def _lp_norm(ctx: Context) -> Expr:
     from tvm import relax
