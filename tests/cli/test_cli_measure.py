@@ -69,6 +69,20 @@ def test_bench_gives_another_engine_what_the_library_holds_itself(ingot: Ingot, 
     assert float(result.stdout.splitlines()[-1].rpartition(" ")[2]) < 1e-6
 
 
+def test_bench_takes_bound_values_that_a_library_does_not_hold(ingot: Ingot, refused: Refused, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    nodes = [helper.make_node("Mul", ["x", "k"], ["y"])]
+    model = save(tmp_path / "m.onnx", nodes, [value("x", [1, 400]), value("k", [400])], [value("y", [1, 400])], {})
+    np.save(tmp_path / "k.npy", np.linspace(-1, 1, 400, dtype=np.float32))
+    bind, library = f"k={tmp_path / 'k.npy'}", tmp_path / "m.so"
+    assert ingot("compile", model, "--bind", bind, "-o", library).exit_code == 0
+    bench = ("bench", library, "--seconds", 0.1, "--against", "onnxruntime", model)
+    refused(ingot(*bench), "a bound value is not known")
+    result = ingot(*bench, "--bind", bind)
+    assert result.exit_code == 0, result.output
+    assert float(result.stdout.splitlines()[-1].rpartition(" ")[2]) < 1e-6
+
+
 def test_bench_against_another_library(ingot: Ingot, tiny_so: Path, tmp_path: Path) -> None:
     copy = shutil.copy(tiny_so, tmp_path / "copy.so")
     result = ingot("bench", tiny_so, "--seconds", 0.1, "--against", "ingot", copy)

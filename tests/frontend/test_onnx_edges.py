@@ -80,6 +80,7 @@ def test_any_one_output_may_be_the_only_one_read(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     rng = np.random.default_rng(3)
     weights = {"k": np.array([2]), "w": rng.standard_normal((1, 16, 5)), "r": rng.standard_normal((1, 16, 4))}
+    weights["n"] = rng.standard_normal(6)
     weights = {name: value if name == "k" else value.astype(np.float32) for name, value in weights.items()}
     shapes = {"a": (3, 6), "b": (1, 2, 6, 6), "c": (3, 2, 5)}
     forms = [
@@ -89,6 +90,7 @@ def test_any_one_output_may_be_the_only_one_read(tmp_path: Path) -> None:
         ("LSTM", ["c", "w", "r"], 3, {"hidden_size": 4}),
         ("Dropout", ["a"], 2, {}),
         ("DynamicQuantizeLinear", ["a"], 3, {}),
+        ("LayerNormalization", ["a", "n", "n"], 3, {}),
     ]
     nodes, outputs = [], []
     for operator, inputs, count, attributes in forms:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from ingot.cli.options import MAX_THREADS, PATH, seed_option
+from ingot.cli.options import MAX_THREADS, PATH, bind_option, parse_binds, seed_option
 from ingot.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,11 +37,15 @@ RIVALS = ("onnxruntime", "litert", "ingot")
     help="Measure onnxruntime, litert, or ingot with another library in turn with this one. Repeatable.",
 )
 @seed_option
-def command(library: Path, threads: int, seconds: float, against: Sequence[tuple[str, Path]], seed: int) -> None:
+@bind_option
+def command(
+    library: Path, threads: int, seconds: float, against: Sequence[tuple[str, Path]], seed: int, binds: Sequence[str]
+) -> None:
     """Measure MODEL.so on random inputs.
 
     Each engine has a process of its own; they take turns, and those whose turn it is not are stopped. RAM is what the
     process grew by: the engine's code, weights as far as they were used, and working memory.
+    Values that were bound when MODEL.so was compiled are given to the other engines; large ones have to be given again.
 
     \b
       ingot bench model.so --threads 2
@@ -62,15 +66,14 @@ def command(library: Path, threads: int, seconds: float, against: Sequence[tuple
         inputs = ", ".join(clean(repr(spec)) for spec in model.inputs)
         meta = model.metadata
         precision = clean(meta["precision"])
-    out = console()
-    plural = "" if threads == 1 else "s"
-    what = f"{precision}, {threads} thread{plural}, random inputs (seed {seed})"
-    out.print(f"{clean(library)}, {what}: {inputs}", soft_wrap=True)
     contestants = [("ingot", library), *against]
     theirs = feeds
     if any(engine != "ingot" for engine, _ in against):
-        theirs = source_inputs(feeds, [*bound_inputs(meta, {}), *first_states(library, meta)])
+        theirs = source_inputs(feeds, [*bound_inputs(meta, parse_binds(binds)), *first_states(library, meta)])
     given = [feeds if engine == "ingot" else theirs for engine, _ in contestants]
+    plural = "" if threads == 1 else "s"
+    what = f"{precision}, {threads} thread{plural}, random inputs (seed {seed})"
+    console().print(f"{clean(library)}, {what}: {inputs}", soft_wrap=True)
     with peers(contestants, threads, given) as running:
         outputs = [_outputs(peer, meta) for peer in running] if against else []
         interleave(running, seconds)

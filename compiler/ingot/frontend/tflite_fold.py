@@ -5,6 +5,7 @@ What decides a shape (of RESHAPE, STRIDED_SLICE, FILL, ...) must be a constant h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +46,7 @@ _ACTIVATED = {"ADD": "AddOptions", "MUL": "MulOptions", "SUB": "SubOptions"}
 def fold(converter: TfliteConverter, operator: Operator) -> Values | None:
     """The values of an operator's outputs if they are known at import; None if it stays an operator."""
     name = str(converter.name_of(operator))
-    compute = _TABLE.get(name)
-    if compute is None:
+    if name not in _TABLE and name not in _ON_SHAPES:
         return None
     inputs = converter.get_input_tensors(operator)
     ends = [*inputs, *converter.get_output_tensors(operator)]
@@ -62,7 +62,7 @@ def fold(converter: TfliteConverter, operator: Operator) -> Values | None:
     if len(known) < len(values):
         return None
     try:
-        found = compute(converter, operator, known)
+        found = _TABLE[name](converter, operator, known)
     except (ValueError, IndexError):
         return None
     results = [np.dtype(dtype) for dtype in dtypes[len(inputs) :]]
@@ -84,9 +84,11 @@ def value_of(converter: TfliteConverter, index: int, depth: int = 0) -> np.ndarr
             continue
         inputs = [int(operator.Inputs(place)) for place in range(operator.InputsLength())]
         name = str(converter.name_of(operator))
-        if name not in _TABLE or (name in _ON_SHAPES and not converter.has_expr(inputs[0])):
-            return None
-        if name not in _ON_SHAPES and any(value_of(converter, place, depth + 1) is None for place in inputs):
+        if name in _ON_SHAPES:
+            ready = converter.has_expr(inputs[0])
+        else:
+            ready = name in _TABLE and all(value_of(converter, place, depth + 1) is not None for place in inputs)
+        if not ready:
             return None
         values = fold(converter, operator)
         converter.given.update(zip(outputs, values or (), strict=False))
@@ -123,11 +125,6 @@ def _axes(value: np.ndarray) -> tuple[int, ...]:
     return tuple(int(axis) for axis in value.reshape(-1))
 
 
-@_computes(*_ON_SHAPES)
-def _shape(_: TfliteConverter, __: Operator, values: Values) -> Values:
-    return values
-
-
 @_computes(*_BINARY)
 def _binary(converter: TfliteConverter, operator: Operator, values: Values) -> Values:
     name = str(converter.name_of(operator))
@@ -135,6 +132,8 @@ def _binary(converter: TfliteConverter, operator: Operator, values: Values) -> V
         raise ValueError("an activation")
     if name in ("FLOOR_DIV", "FLOOR_MOD") and not np.all(values[1]):
         raise ValueError("a division by zero")
+    if math.prod(np.broadcast_shapes(*(value.shape for value in values))) > _MOST_ELEMENTS:
+        raise ValueError("too large")
     with np.errstate(all="ignore"):
         return [_BINARY[name](*values)]
 
@@ -199,7 +198,12 @@ def _gather(converter: TfliteConverter, operator: Operator, values: Values) -> V
     options = converter.options(operator, "GatherOptions")
     if options.BatchDims():
         raise ValueError("batches")
-    return [np.take(values[0], values[1], options.Axis())]
+    value, indices = values
+    if np.any(indices < 0):
+        raise ValueError("an index outside")
+    if value.size * indices.size > _MOST_ELEMENTS * value.shape[options.Axis()]:
+        raise ValueError("too large")
+    return [np.take(value, indices, options.Axis())]
 
 
 @_computes("RANGE")

@@ -12,7 +12,7 @@ from ingot.frontend.tvm_types import Expr
 def _batch_norm(ctx: Context) -> Expr:
     from tvm import relax
 
-    if ctx.attr("training_mode", 0) or len([name for name in ctx.node.output if name in ctx.types]) > 1:
+    if ctx.attr("training_mode", 0) or any(ctx.is_read(place) for place in range(1, 5)):
         raise ctx.unsupported("training mode", "inference mode", "export the model in evaluation mode")
     if ctx.attr("spatial", 1) != 1:
         raise ctx.unsupported("spatial=0", "one mean and variance per channel")
@@ -45,7 +45,7 @@ def _layer_norm(ctx: Context) -> Expr:
     axes, epsilon = list(range(axis, rank)), float(ctx.attr("epsilon", 1e-5))
     x, scale = ctx.inputs[0], ctx.inputs[1]
     whole = ctx.shape(1) == ctx.shape()[axis:]
-    if len([name for name in ctx.node.output if name in ctx.types]) == 1 and ctx.has(2) and whole:
+    if not ctx.is_read(1) and not ctx.is_read(2) and ctx.has(2) and whole:
         return relax.op.nn.layer_norm(x, scale, ctx.inputs[2], axes, epsilon)
     # Statistics as outputs, no shift, or a scale that is broadcast: written out.
     kind = ctx.dtype()
