@@ -49,8 +49,8 @@ that LiteRT has a kernel for: compiled for this machine, run, and compared with 
 "Exact": all stored integers are LiteRT's. A number is the largest difference of a stored integer, in steps of its
 scale; of 16 bits there are 65,536. "Yes": floats within 2e-5, whole numbers and bools exact. "Weights" is float32
 with 8-bit weights, whose activations LiteRT rounds to 8 bits in between and this compiler does not: compared with the
-same weights as float32. An empty field: LiteRT has no such kernel, or (SVDF and the first
-form of LSTM on integers) it is refused.
+same weights as float32. An empty field: LiteRT has no such kernel, or (the first form of LSTM on integers) it is
+refused.
 
 | operator | float32 | int8 | uint8 | int16 | weights | integers, bool | remark |
 |---|---|---|---|---|---|---|---|

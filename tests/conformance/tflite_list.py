@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conformance.tflite_cases import Case
 from conformance.tflite_list_elements import elementwise, quantise, reductions
-from conformance.tflite_list_layers import integer_lstms, layers, recurrent
+from conformance.tflite_list_layers import integer_lstms, integer_svdfs, layers, recurrent
 from conformance.tflite_list_moves import moves
 from conformance.tflite_listing import LISTED
 
@@ -12,6 +12,6 @@ from conformance.tflite_listing import LISTED
 def cases() -> list[Case]:
     """All cases, in order."""
     if not LISTED:
-        for family in (elementwise, quantise, reductions, moves, layers, recurrent, integer_lstms):
+        for family in (elementwise, quantise, reductions, moves, layers, recurrent, integer_lstms, integer_svdfs):
             family()
     return list(LISTED)

@@ -344,3 +344,30 @@ def integer_lstms() -> None:
             "" if single else form,
             between=inside,
         )
+
+
+def integer_svdfs() -> None:
+    """SVDFs of 8-bit activations with a 16-bit memory."""
+    size, batch = 9, 2
+    for form, filters, rank, memory, biased in (
+        ("", 8, 2, 10, True),
+        ("rank 1", 5, 1, 7, True),
+        ("memory 1", 6, 3, 1, True),
+        ("no bias", 8, 4, 3, False),
+    ):
+        units = filters // rank
+        add(
+            "SVDF",
+            [
+                V((batch, size)),
+                V((filters, size), constant=True, weights=True, limits=(-0.9, 0.9)),
+                V((filters, memory), "int16", constant=True, limits=(-1, 1), scale=2.0**-15),
+                V((units,), "int32", constant=True, limits=(-20000, 20000)) if biased else None,
+                V((batch, filters * memory), "int16", state=True, scale=2.0**-12),
+            ],
+            Out(limits=(-9, 9)),
+            "SVDFOptions",
+            {"Rank": rank, "FusedActivationFunction": 1},
+            ("int8",),
+            form,
+        )

@@ -63,6 +63,7 @@ def _in_a_row(case: Case, feeds: list[list[np.ndarray]], shapes: list[tuple[int,
         "UNIDIRECTIONAL_SEQUENCE_LSTM float32",
         "UNIDIRECTIONAL_SEQUENCE_LSTM int8",
         "SVDF float32",
+        "SVDF int8",
         "BIDIRECTIONAL_SEQUENCE_RNN hybrid activation 4",
     ],
 )

@@ -69,7 +69,7 @@ _ON_INTEGERS = frozenset(
         "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "EXP",
         "FULLY_CONNECTED", "HARD_SWISH", "IF", "LEAKY_RELU", "LOGISTIC", "LSTM", "MAX_POOL_2D", "MEAN", "MUL", "PAD",
         "PADV2", "PRELU", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "RESIZE_BILINEAR", "SOFTMAX",
-        "STABLEHLO_COMPOSITE", "SUB", "TANH", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "WHILE",
+        "STABLEHLO_COMPOSITE", "SUB", "SVDF", "TANH", "TRANSPOSE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM", "WHILE",
         "custom TFLite_Detection_PostProcess",
     )
 )  # fmt: skip
@@ -112,7 +112,7 @@ KEEP_STATE = frozenset(
 )  # fmt: skip
 
 # Of these, those that have a form on integers alone.
-_INTEGER_STATE = frozenset(("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM"))
+_INTEGER_STATE = frozenset(("LSTM", "SVDF", "UNIDIRECTIONAL_SEQUENCE_LSTM"))
 
 Handler = Callable[[TfliteConverter, Operator], Expr]
 OWN: dict[str, Handler] = {}

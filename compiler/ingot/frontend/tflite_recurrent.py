@@ -15,6 +15,7 @@ import numpy as np
 from ingot.errors import UnsupportedError
 from ingot.frontend.onnx_ops.recurrent import MAX_STEPS, RECURRENT
 from ingot.frontend.tflite_integer_lstm import integer_lstm, is_integer_lstm
+from ingot.frontend.tflite_integer_svdf import integer_svdf, remembered
 from ingot.frontend.tflite_ops import handles
 from ingot.frontend.tvm_types import Expr, Operator, TfliteConverter, Wrapper
 
@@ -360,6 +361,8 @@ def _svdf(converter: TfliteConverter, operator: Operator) -> Expr:
 
     tensors = converter.get_input_tensors(operator)
     _need(tensors, "SVDF", 5)
+    if is_integer_lstm(tensors):
+        return integer_svdf(converter, operator)
     options = converter.options(operator, "SVDFOptions")
     op, bb = relax.op, converter.bb
     features, times = (_constant(converter, tensors, place) for place in (1, 2))
@@ -368,14 +371,8 @@ def _svdf(converter: TfliteConverter, operator: Operator) -> Expr:
         raise UnsupportedError("SVDF's weights do not fit its rank", found=str(rank), allowed="a divisor of filters")
     (filters, memory), batch = times.shape, converter.shape_of(tensors[0])[0]
     make = converter.exp_tab.new_const
-    state = bb.emit(op.reshape(converter.get_tensor_expr(tensors[4]), (batch, filters, memory)))
     fresh = op.matmul(converter.get_tensor_expr(tensors[0]), make(features.T, source_name=b"svdf"))
-    fresh = bb.emit(op.reshape(bb.emit(fresh), (batch, filters, 1)))
-    if memory > 1:
-        state = bb.emit(op.concat([op.strided_slice(state, [2], [1], [memory], [1]), fresh], axis=2))
-    else:
-        state = fresh
-    converter.next_states[int(tensors[4].tensor_idx)] = bb.emit(op.reshape(state, (batch, filters * memory)))
+    state = remembered(converter, tensors[4], bb.emit(fresh), (batch, filters, memory))
     weighed = bb.emit(op.sum(op.multiply(state, make(times, source_name=b"svdf")), 2))
     result = op.sum(op.reshape(weighed, (batch, filters // rank, rank)), 2)
     if bias is not None:
