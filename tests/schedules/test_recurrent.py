@@ -13,7 +13,7 @@ from ingot.target import load_target
 from passes.build import close, normal, onnx_state, onnxruntime_outputs
 from schedules.common import TARGETS, Branches, check
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATES = {"LSTM": 4, "GRU": 3, "RESET_GRU": 3, "RNN": 1}
 HIDDEN = (1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 64)
 
 
@@ -29,7 +29,8 @@ def layer(model: Branches, kind: str, steps: int, batch: int, hidden: int, way: 
     count = 3 if kind == "LSTM" else 2
     outputs = [f"{kind}{len(model.outputs)}_{i}" for i in range(count)]
     more = {"linear_before_reset": 1} if kind == "GRU" else {}
-    model.nodes.append(helper.make_node(kind, inputs, outputs, hidden_size=hidden, direction=way, **more))
+    operator = kind.removeprefix("RESET_")
+    model.nodes.append(helper.make_node(operator, inputs, outputs, hidden_size=hidden, direction=way, **more))
     for name in outputs:
         model.output(name)
 
@@ -56,7 +57,7 @@ def test_a_layer_is_one_kernel_however_long(tmp_path, kind):
         layer(model, kind, steps, 1, 8, "forward")
         state = run(onnx_state(model.bytes(), tmp_path))
         kernels = [k for k in state.program.kernels if k.rounds > 1]
-        assert [k.rounds for k in kernels] == [steps]
+        assert [k.rounds for k in kernels] == [steps * (2 if kind == "RESET_GRU" else 1)]
         counts.append(len(state.program.steps))
     assert counts[0] == counts[1]
 
@@ -66,6 +67,7 @@ def large(steps: int) -> Branches:
     model = Branches()
     layer(model, "LSTM", steps, 1, 256, "bidirectional")
     layer(model, "GRU", steps, 2, 200, "reverse")
+    layer(model, "RESET_GRU", steps, 2, 320, "forward")
     return model
 
 

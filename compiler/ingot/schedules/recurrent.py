@@ -8,8 +8,11 @@ that comes from the input (computed for all steps at once by a matrix product be
             acc[gate][0:b] += h[k] * R[k, gate][0:b]    for all k
             c, h[0:b] = cell(acc + gates of this step)
 
-The formulas are those of ONNX's LSTM, GRU (linear_before_reset = 1) and RNN with their default activations. Weights are
-packed as [H/b][H][gates][b]; the last block is padded with zeros, of which nothing is stored.
+A GRU that resets the state before its product takes two such rounds a step: gates z and r first, of which it keeps z
+and r * h; then the product of r * h.
+
+The formulas are those of ONNX's LSTM, GRU (linear_before_reset = 1), RESET_GRU (= 0) and RNN with their default
+activations. Weights are packed as [H/b][H][gates][b]; the last block is padded with zeros, of which nothing is stored.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ from ingot.schedules.vector import ceil_div, largest_divisor, registers
 from ingot.target import Target
 
 #: Gates of each kind of cell, in the order of its weights' columns.
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATES = {"LSTM": 4, "GRU": 3, "RESET_GRU": 3, "RNN": 1}
+#: The gates of each round of a step: first and count.
+_PHASES = {"LSTM": ((0, 4),), "GRU": ((0, 3),), "RESET_GRU": ((0, 2), (2, 1)), "RNN": ((0, 1),)}
 #: The annotation of a parallel loop whose range is that many equal parts, each to be run when the one before is done.
 ROUNDS = "ingot.rounds"
 #: Accumulators that hide the latency of a fused multiply-add.
@@ -72,7 +77,7 @@ class RecurrentConfig:
 
 def default_config(workload: RecurrentWorkload, target: Target) -> RecurrentConfig:
     """Return the smallest tile that hides the latency of a multiply-add and fits the registers."""
-    regs, gates = registers(target), GATES[workload.kind]
+    regs, gates = registers(target), _PHASES[workload.kind][0][1]
     lanes = regs.lanes
     while lanes > 1 and lanes > workload.hidden:
         lanes //= 2
@@ -95,10 +100,10 @@ def primitive(workload: RecurrentWorkload, config: RecurrentConfig) -> Expr:
 
     Its parameters are float32: gates [steps, batch, gates * H] (the input's part and all biases that are added to it),
     h before the first step [batch, H]; for LSTM also c before it [batch, H], for GRU the bias [H] inside the reset
-    gate's product; the packed weights; and then what it writes: h of every step [steps, batch, H], and for LSTM c
-    after the last step [batch, H].
+    gate's product; the packed weights; and then what it writes: h of every step [steps, batch, H], for LSTM c after
+    the last step [batch, H], for RESET_GRU gate z and the reset state of the last step it worked on, [batch, H] each.
     """
-    w, gates = workload, GATES[workload.kind]
+    w, gates, phases = workload, GATES[workload.kind], _PHASES[workload.kind]
     blocks, row_tiles = ceil_div(w.hidden, config.block), w.batch // config.rows
     given = float_buffer((w.steps, w.batch, gates * w.hidden), "gates")
     first = float_buffer((w.batch, w.hidden), "h_first")
@@ -109,11 +114,14 @@ def primitive(workload: RecurrentWorkload, config: RecurrentConfig) -> Expr:
         extra = [float_buffer((w.hidden,), "bias")]
     weights = float_buffer((blocks, w.hidden, gates, config.block), "weight")
     hs = float_buffer((w.steps, w.batch, w.hidden), "h")
-    cs = [float_buffer((w.batch, w.hidden), "c")] if w.kind == "LSTM" else []
+    kept = {"LSTM": ("c",), "RESET_GRU": ("z", "reset")}.get(w.kind, ())
+    cs = [float_buffer((w.batch, w.hidden), name) for name in kept]
+    memory = (extra[0], cs[0]) if w.kind == "LSTM" else (None, None)
     cell = _Cell(w, config, given, weights, hs, extra, cs)
 
     def task(index: Expr) -> Stmt:
-        step, rest = index // (row_tiles * blocks), index % (row_tiles * blocks)
+        turn, rest = index // (row_tiles * blocks), index % (row_tiles * blocks)
+        step, phase = (turn, integer(0)) if len(phases) == 1 else (turn // len(phases), turn % len(phases))
         names = {
             "time": integer(w.steps - 1) - step if w.reverse else step,
             "row": rest // blocks * config.rows,
@@ -122,16 +130,22 @@ def primitive(workload: RecurrentWorkload, config: RecurrentConfig) -> Expr:
 
         def body(time: Expr, row: Expr, block: Expr) -> Stmt:
             before = time + 1 if w.reverse else time - 1
-            start = cell.tile(time, row, block, lambda r, k: first[r, k], extra[0] if cs else None)
-            later = cell.tile(time, row, block, lambda r, k: hs[before, r, k], cs[0] if cs else None)
-            return tirx.IfThenElse(tirx.EQ(step, integer(0)), start, later)
+
+            def part(gates: tuple[int, int]) -> Stmt:
+                start = cell.tile((time, row, block), gates, lambda r, k: first[r, k], memory[0])
+                later = cell.tile((time, row, block), gates, lambda r, k: hs[before, r, k], memory[1])
+                return tirx.IfThenElse(tirx.EQ(step, integer(0)), start, later)
+
+            parts = [part(gates) for gates in phases]
+            return parts[0] if len(parts) == 1 else tirx.IfThenElse(tirx.EQ(phase, integer(0)), *parts)
 
         statement = named(names, body)
         reads = [whole(b) for b in (given, first, *extra, weights)]
         return realized(s_tir.SBlock([], reads, [whole(b) for b in (hs, *cs)], "recurrent", statement))
 
-    nest = loop_over(w.steps * row_tiles * blocks, task, "task", tirx.ForKind.PARALLEL)
-    nest = tirx.For(nest.loop_var, nest.min, nest.extent, nest.kind, nest.body, annotations={ROUNDS: w.steps})
+    rounds = w.steps * len(phases)
+    nest = loop_over(rounds * row_tiles * blocks, task, "task", tirx.ForKind.PARALLEL)
+    nest = tirx.For(nest.loop_var, nest.min, nest.extent, nest.kind, nest.body, annotations={ROUNDS: rounds})
     root = s_tir.SBlock([], [], [], "root", nest)
     return tirx.PrimFunc([given, first, *extra, weights, hs, *cs], realized(root)).with_attr("s_tir", True)
 
@@ -149,10 +163,17 @@ class _Cell:
     cs: list[Expr]
 
     def tile(
-        self, time: Expr, row: Expr, block: Expr, before: Callable[[Expr, Expr], Expr], cell_before: Expr | None
+        self,
+        at: tuple[Expr, Expr, Expr],
+        phase: tuple[int, int],
+        before: Callable[[Expr, Expr], Expr],
+        cell_before: Expr | None,
     ) -> Stmt:
-        """Return one step of `rows` sequences and one block of units, from the states before it."""
-        w, config, gates = self.workload, self.config, GATES[self.workload.kind]
+        """Return a phase of one step of `rows` sequences and one block of units, from the states before it.
+
+        at: time, first row, block; phase: its first gate, and their number.
+        """
+        w, config, (_, row, block), (first, gates) = self.workload, self.config, at, phase
         vectors = config.block // config.lanes
         acc = float_buffer((config.rows, gates, vectors, config.lanes), "acc")
         state = float_buffer((config.rows,), "state")
@@ -169,12 +190,15 @@ class _Cell:
         zero = each(lambda r, g, v, lane: tirx.BufferStore(acc, tirx.const(0.0, "float32"), [r, g, v, lane]))
         unroll = largest_divisor(w.hidden, _UNROLL)
 
+        def multiplied(seq: Expr, k: Expr) -> Expr:
+            return self.cs[1][seq, k] if w.kind == "RESET_GRU" and first else before(seq, k)
+
         def multiply(k: Expr) -> Stmt:
             def add(r: Expr, g: Expr, v: Expr, lane: Expr) -> Stmt:
-                product = state[r] * self.weights[block, k, g, v * config.lanes + lane]
+                product = state[r] * self.weights[block, k, first + g, v * config.lanes + lane]
                 return tirx.BufferStore(acc, acc[r, g, v, lane] + product, [r, g, v, lane])
 
-            load = unrolled(config.rows, lambda r: tirx.BufferStore(state, before(row + r, k), [r]), "r")
+            load = unrolled(config.rows, lambda r: tirx.BufferStore(state, multiplied(row + r, k), [r]), "r")
             return tirx.SeqStmt([load, each(add)])
 
         sums = loop_over(
@@ -186,7 +210,7 @@ class _Cell:
             offset = 0
             while offset < count:
                 lanes = min(config.lanes, 1 << ((count - offset).bit_length() - 1))
-                pieces.append(self._piece(acc, (time, row, block), offset, lanes, before, cell_before))
+                pieces.append(self._piece(acc, at, first, offset, lanes, before, cell_before))
                 offset += lanes
             return tirx.SeqStmt(pieces) if len(pieces) > 1 else pieces[0]
 
@@ -200,6 +224,7 @@ class _Cell:
         self,
         acc: Expr,
         at: tuple[Expr, Expr, Expr],
+        first: int,
         offset: int,
         lanes: int,
         before: Callable[[Expr, Expr], Expr],
@@ -231,6 +256,14 @@ class _Cell:
                 gates = [tirx.BufferStore(acc, value, [r, integer(k), *place]) for k, value in enumerate(values)]
                 h = (tirx.const(1.0, "float32") - product(0)) * product(2) + product(0) * before(seq, unit)
                 return tirx.SeqStmt([*gates, tirx.BufferStore(self.hs, h, [time, seq, unit])])
+            if w.kind == "RESET_GRU" and not first:
+                z, reset = tirx.sigmoid(product(0) + given(0)), tirx.sigmoid(product(1) + given(1))
+                kept = tirx.BufferStore(self.cs[0], z, [seq, unit])
+                return tirx.SeqStmt([kept, tirx.BufferStore(self.cs[1], reset * before(seq, unit), [seq, unit])])
+            if w.kind == "RESET_GRU":
+                z, fresh = self.cs[0][seq, unit], tirx.tanh(product(0) + given(2))
+                h = (tirx.const(1.0, "float32") - z) * fresh + z * before(seq, unit)
+                return tirx.BufferStore(self.hs, h, [time, seq, unit])
             h = tirx.tanh(product(0) + given(0))
             return tirx.BufferStore(self.hs, h, [time, seq, unit])
 

@@ -30,10 +30,11 @@ _PARAMETERS = {
 _TAKES_ALPHA = frozenset(_PARAMETERS)
 _TAKES_BETA = frozenset(("affine", "scaledtanh", "hardsigmoid"))
 
-#: A direction as one call: "ingot.recurrent.LSTM.forward" (or GRU, RNN; reverse). Operands, all float32: gates [steps,
-#: batch, gates * H], with every bias that is added to them; h before the first step [batch, H]; for LSTM c before it,
-#: for GRU the bias [H] inside the reset gate's product; weights [H, gates * H]. Results: h of every step [steps, batch,
-#: H], and for LSTM c after the last step [batch, H].
+#: A direction as one call: "ingot.recurrent.LSTM.forward" (or GRU, RESET_GRU, RNN; reverse). Operands, all float32:
+#: gates [steps, batch, gates * H], with every bias that is added to them; h before the first step [batch, H]; for LSTM
+#: c before it, for GRU the bias [H] inside the reset gate's product (none for RESET_GRU, the GRU whose
+#: linear_before_reset is 0); weights [H, gates * H]. Results: h of every step [steps, batch, H]; for LSTM c after the
+#: last step [batch, H]; for RESET_GRU two of [batch, H] that the kernel alone uses.
 RECURRENT = "ingot.recurrent."
 
 Activation = Callable[[Expr], Expr]
@@ -277,7 +278,6 @@ def _is_plain(ctx: Context) -> bool:
         and not ctx.attr("clip")
         and not ctx.attr("input_forget", 0)
         and not (kind == "LSTM" and ctx.has(7))
-        and (kind != "GRU" or bool(ctx.attr("linear_before_reset", 0)))
         and ctx.value(2) is not None
         and (not ctx.has(3) or ctx.value(3) is not None)
     )
@@ -287,11 +287,13 @@ def _loop(ctx: Context, where: int, gates: Expr, h: Expr, c: Expr, *, reverse: b
     """One direction as one call: h of every step and, for LSTM, c after the last."""
     from tvm import relax
 
-    kind, recurrent = ctx.node.op_type, ctx.need(2, "R")[where]
+    kind, recurrent = str(ctx.node.op_type), ctx.need(2, "R")[where]
     steps, batch, columns = (int(d) for d in gates.ty.shape)
     hidden = columns // _GATES[kind]
     bias = ctx.need(3, "B")[where][columns:] if ctx.has(3) else np.zeros(columns, np.float32)
     more = []
+    if kind == "GRU" and not ctx.attr("linear_before_reset", 0):
+        kind = "RESET_GRU"
     if kind == "LSTM":
         more = [c]
     elif kind == "GRU":
@@ -301,11 +303,10 @@ def _loop(ctx: Context, where: int, gates: Expr, h: Expr, c: Expr, *, reverse: b
         gates = ctx.emit(relax.op.add(gates, ctx.array(f"in3_{where}_recurrent", bias)))
     weights = ctx.array(f"in2_{where}", np.ascontiguousarray(recurrent.T))
     results = [relax.TensorType((steps, batch, hidden), "float32")]
-    if kind == "LSTM":
-        results.append(relax.TensorType((batch, hidden), "float32"))
+    results += [relax.TensorType((batch, hidden), "float32")] * {"LSTM": 1, "RESET_GRU": 2}.get(kind, 0)
     name = f"{RECURRENT}{kind}.{'reverse' if reverse else 'forward'}"
     made = ctx.emit(relax.op.call_dps_packed(name, relax.Tuple([gates, h, *more, weights]), out_ty=results))
-    if kind != "LSTM":
+    if len(results) == 1:
         return made, made
     return ctx.emit(relax.TupleGetItem(made, 0)), ctx.emit(relax.TupleGetItem(made, 1))
 
