@@ -83,10 +83,14 @@ def test_case_3_rms_norm_takes_its_scale_once(tmp_path):
     both(state, new, tmp_path)
 
 
-def test_a_scale_per_row_stays_outside(tmp_path):
-    state, new = found(lambda e, x, g: [e(op.multiply(normalised(e, x), g))], {"g": normal((3, 1), 1)})
+@pytest.mark.parametrize("rows", [3, N])
+def test_a_scale_per_row_stays_outside(tmp_path, rows):
+    """Also where there are as many rows as columns."""
+    shape = (2, rows, N)
+    weights = {"g": normal((rows, 1), 1)}
+    state, new = found(lambda e, x, g: [e(op.multiply(normalised(e, x), g))], weights, shape)
     assert ops(new) == ["nn.rms_norm", "multiply"]
-    both(state, new, tmp_path)
+    both(state, new, tmp_path, shape)
 
 
 def test_a_norm_with_a_second_reader_is_kept_for_it(tmp_path):

@@ -129,7 +129,7 @@ def _per_channel(rewriter: Rewriter, call: Any, norm: Any, expr: Any) -> Any:  #
     axes = rewriter.value_of(norm).attrs.axes
     if value is None or shape_of(call) != shape or len(axes) != 1 or int(axes[0]) % len(shape) != len(shape) - 1:
         return None
-    if value.size not in (1, shape[-1]) or value.shape[-1:] not in ((), (1,), (value.size,)):
+    if value.size != 1 and (value.size != shape[-1] or value.shape[-1] != shape[-1]):
         return None
     if value.shape == (shape[-1],) and isinstance(expr, relax.Var):
         return expr
