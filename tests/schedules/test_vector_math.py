@@ -1,4 +1,4 @@
-"""exp, sigmoid, tanh and erf as arithmetic against float64, over the whole range and at its edges."""
+"""The functions that are arithmetic (exp, log, sigmoid, tanh, erf, sin, cos, atan) against float64, edges too."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def arguments():
     return np.concatenate([spread, near, EDGES]).astype(np.float32)
 
 
-def compute(target, folder, function):
-    x = arguments()
+def compute(target, folder, function, x=None):
+    x = arguments() if x is None else x.astype(np.float32)
     (got,) = execute(finish(relax_state({"x": x.shape}, {}, lambda e, x: [e(function(x))], target)), [x], folder)
     return x.astype(np.float64), got
 
@@ -74,12 +74,50 @@ def test_tanh_and_erf(tmp_path, target, name, bound):
     np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_log(tmp_path, target):
+    spread = np.exp(np.linspace(-87.3, 88.7, 200_001))
+    near = np.linspace(0.5, 2, 100_001)
+    edges = (0.0, -0.0, -1.0, -1e-40, -np.inf, np.inf, np.nan, 1e-40, 2e-45, 3.4e38)
+    x, got = compute(target, tmp_path, op.log, np.concatenate([spread, near, edges]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        want = np.log(x)
+    fine = (x > 0) & (x < np.inf)
+    assert ulps(got[fine], want[fine]).max() <= 1.1
+    np.testing.assert_array_equal(got[~fine], want[~fine].astype(np.float32))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["sin", "cos"])
+def test_sin_and_cos(tmp_path, target, name):
+    turns = np.pi / 2 * np.arange(-15_900, 15_901)  # the nearest floats to the zeros of both
+    edges = (0.0, -0.0, 1e-30, 1e-40, 25_000.0, -25_000.1, 1e6, -3e38, np.inf, -np.inf, np.nan)
+    x = np.concatenate([np.linspace(-26_000, 26_000, 200_001), np.linspace(-7, 7, 100_001), turns, edges])
+    x, got = compute(target, tmp_path, getattr(op, name), x)
+    with np.errstate(invalid="ignore"):
+        want = getattr(np, name)(x)
+    fine = np.isfinite(x)
+    assert ulps(got[fine], want[fine]).max() <= 2.2
+    np.testing.assert_array_equal(np.isnan(got), ~fine)
+    assert np.signbit(got[x == 0]).tolist() == np.signbit(want[x == 0]).tolist()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_atan(tmp_path, target):
+    far = np.exp(np.linspace(-40, 80, 50_001))
+    x, got = compute(target, tmp_path, op.atan, np.concatenate([np.linspace(-4, 4, 200_001), far, -far, EDGES]))
+    want, fine = np.arctan(x), ~np.isnan(x)
+    assert ulps(got[fine], want[fine]).max() <= 2.7
+    np.testing.assert_array_equal(np.isnan(got), ~fine)
+    assert np.signbit(got[x == 0]).tolist() == np.signbit(want[x == 0]).tolist()
+
+
 @pytest.mark.qemu
 @pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-4-32bit"])
 def test_a_long_chain_on_a_board(tmp_path, qemu, board):
     """Twelve functions in one expression; nested names once made every further one several times slower to compile."""
     qemu(load_target(board).arch)
-    kinds = ["Sigmoid", "Tanh", "Erf", "Tanh"] * 3
+    kinds = ["Sigmoid", "Tanh", "Erf", "Sin", "Atan", "Cos"] * 2
     names = ["x", *(f"t{i}" for i in range(len(kinds)))]
     nodes = [helper.make_node(k, [a], [b]) for k, a, b in zip(kinds, names, names[1:], strict=False)]
     x = np.concatenate([np.linspace(-9, 9, 101), EDGES]).astype(np.float32)

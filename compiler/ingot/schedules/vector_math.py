@@ -1,4 +1,4 @@
-"""exp, sigmoid, tanh and erf as arithmetic, so that they vectorise on every ISA and call no libm.
+"""exp, log, sigmoid, tanh, erf, sin, cos and atan as arithmetic, so that they vectorise on every ISA and call no libm.
 
 Each is an LLVM function of its own that is inlined (`schedules.llvm_forms`): as TIR expressions, whose values are used
 several times, they would be analysed again by every pass at every level of nesting, which is exponential. In TIR they
@@ -6,11 +6,13 @@ are operators (`name_calls`), which are vectorised like any other.
 
 Largest errors against float64, over all arguments in the stated range (`tests/schedules/test_vector_math.py`):
 exp 1.1 ulp for x in [-86.6, 88.7] (smaller results flush to 0, larger are inf); sigmoid 2.5 ulp where the result is
-normal; tanh absolute error 4e-7; erf absolute error 4e-7. NaN stays NaN. Only float32 is replaced.
+normal; log 1.1 ulp; tanh absolute error 4e-7; erf absolute error 4e-7; sin and cos 2.2 ulp for |x| <= 25,000, beyond
+which libm's are called; atan 2.7 ulp. NaN stays NaN. Only float32 is replaced.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -69,10 +71,8 @@ class _Function:
         if self.target.arch == "aarch64":
             return self.call("minimum", self.call("maximum", x, least), most)
         # A comparison with NaN is false, which leaves it: minps and maxps in this order of operands.
-        below = self.value(f"fcmp ogt {self.float} {least}, {x}")
-        raised = self.value(f"select {self.bool} {below}, {self.float} {least}, {self.float} {x}")
-        above = self.value(f"fcmp olt {self.float} {most}, {raised}")
-        return self.value(f"select {self.bool} {above}, {self.float} {most}, {self.float} {raised}")
+        raised = self.chosen(self.compared("ogt", least, x), least, x)
+        return self.chosen(self.compared("olt", most, raised), most, raised)
 
     def horner(self, x: str, coefficients: tuple[float, ...]) -> str:
         """Return the polynomial with the given coefficients, highest power first."""
@@ -80,6 +80,48 @@ class _Function:
         for coefficient in coefficients[1:]:
             total = self.fma(total, x, self.constant(coefficient))
         return total
+
+    def chosen(self, condition: str, a: str, b: str) -> str:
+        """Return a where the condition holds, else b."""
+        return self.value(f"select {self.bool} {condition}, {self.float} {a}, {self.float} {b}")
+
+    def compared(self, how: str, a: str, b: str) -> str:
+        """Return a comparison of floats (`ogt`, `ult`, ...)."""
+        return self.value(f"fcmp {how} {self.float} {a}, {b}")
+
+    def bits(self, operation: str, a: str, b: str) -> str:
+        """Return an operation on two int32 values."""
+        return self.value(f"{operation} {self.int} {a}, {b}")
+
+    def as_bits(self, x: str) -> str:
+        """Return the bits of a float."""
+        return self.value(f"bitcast {self.float} {x} to {self.int}")
+
+    def as_float(self, x: str) -> str:
+        """Return the float of these bits."""
+        return self.value(f"bitcast {self.int} {x} to {self.float}")
+
+    def leave_to_libm(self, condition: str, name: str, x: str) -> None:
+        """Return libm's function of x at once if the condition holds for any lane."""
+        condition = self.any_of(condition)
+        self.lines.append(f"br i1 {condition}, label %rare, label %usual")
+        self.lines.append("rare:")
+        self.declared.add(f"declare float @{name}(float)")
+        result = x if self.lanes > 1 else self.value(f"call float @{name}(float {x})")
+        for lane in range(self.lanes if self.lanes > 1 else 0):
+            one = self.value(f"extractelement {self.float} {x}, i32 {lane}")
+            one = self.value(f"call float @{name}(float {one})")
+            result = self.value(f"insertelement {self.float} {result}, float {one}, i32 {lane}")
+        self.lines.append(f"ret {self.float} {result}")
+        self.lines.append("usual:")
+
+    def any_of(self, condition: str) -> str:
+        """Return whether a condition holds for any lane."""
+        if self.lanes == 1:
+            return condition
+        name = f"@llvm.vector.reduce.or.v{self.lanes}i1"
+        self.declared.add(f"declare i1 {name}({self.bool})")
+        return self.value(f"call i1 {name}({self.bool} {condition})")
 
     def text(self, name: str, result: str) -> str:
         """Return the function with its declarations."""
@@ -96,6 +138,8 @@ _EXP_LOW, _EXP_HIGH = -86.6, 89.0
 _SIGMOID_LIMIT = 87.0
 # Adding 1.5 * 2^23 to a float32 of modest size rounds it to an integer, held in the low bits of the sum.
 _ROUND = 12582912.0
+# The sign of a float32, as an int32.
+_SIGN = -(1 << 31)
 
 
 def _power(f: _Function, x: str, *, may_overflow: bool) -> str:
@@ -112,18 +156,15 @@ def _power(f: _Function, x: str, *, may_overflow: bool) -> str:
     first, second, third = (f.fma(f.constant(a), r, f.constant(b)) for a, b in zip(_EXP[::2], _EXP[1::2], strict=True))
     series = f.fma(f.fma(first, square, second), square, third)
     value = f.arithmetic("fadd", f.fma(series, square, r), f.constant(1.0))
-    whole = f.value(f"bitcast {f.float} {shifted} to {f.int}")
-    bits = f.value(f"add {f.int} {whole}, {f.whole(127 - may_overflow - 0x4B400000)}")
-    exponent = f.value(f"shl {f.int} {bits}, {f.whole(23)}")
-    scaled = f.arithmetic("fmul", value, f.value(f"bitcast {f.int} {exponent} to {f.float}"))
+    bits = f.bits("add", f.as_bits(shifted), f.whole(127 - may_overflow - 0x4B400000))
+    scaled = f.arithmetic("fmul", value, f.as_float(f.bits("shl", bits, f.whole(23))))
     return f.arithmetic("fmul", scaled, f.constant(2.0)) if may_overflow else scaled
 
 
 def _exp(f: _Function, x: str) -> str:
     """Return e^x."""
     power = _power(f, f.clamped(x, _EXP_LOW, _EXP_HIGH), may_overflow=True)
-    vanishes = f.value(f"fcmp olt {f.float} {x}, {f.constant(_EXP_LOW)}")
-    return f.value(f"select {f.bool} {vanishes}, {f.float} {f.constant(0.0)}, {f.float} {power}")
+    return f.chosen(f.compared("olt", x, f.constant(_EXP_LOW)), f.constant(0.0), power)
 
 
 def _sigmoid(f: _Function, x: str) -> str:
@@ -184,7 +225,100 @@ def _odd_rational(f: _Function, x: str, limit: float, odd: tuple[float, ...], ev
     return f.arithmetic("fdiv", above, f.horner(square, even))
 
 
-_FORMULAS: dict[str, Callable[[_Function, str], str]] = {"exp": _exp, "sigmoid": _sigmoid, "tanh": _tanh, "erf": _erf}
+# Cephes logf (S. Moshier, 1989): log(1 + r) for sqrt(1/2) <= 1 + r < sqrt(2) as r - r^2 / 2 + r^3 * p(r).
+_LOG = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+    2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
+_SQRT_HALF_BITS = 0x3F3504F3
+_TINY, _INFINITY, _NAN = 2.0**-126, float("inf"), float("nan")
+
+
+def _log(f: _Function, x: str) -> str:
+    """Return ln(x): n ln 2 + log(m) with x = m * 2^n; -inf for 0, NaN below."""
+    subnormal = f.compared("olt", x, f.constant(_TINY))
+    normal = f.chosen(subnormal, f.arithmetic("fmul", x, f.constant(2.0**23)), x)
+    bits = f.as_bits(normal)
+    exponent = f.bits("ashr", f.bits("sub", bits, f.whole(_SQRT_HALF_BITS)), f.whole(23))
+    m = f.as_float(f.bits("sub", bits, f.bits("shl", exponent, f.whole(23))))
+    n = f.value(f"sitofp {f.int} {exponent} to {f.float}")
+    n = f.arithmetic("fsub", n, f.chosen(subnormal, f.constant(23.0), f.constant(0.0)))
+    r = f.arithmetic("fsub", m, f.constant(1.0))
+    square = f.arithmetic("fmul", r, r)
+    series = f.arithmetic("fmul", f.arithmetic("fmul", f.horner(r, _LOG), r), square)
+    series = f.fma(n, f.constant(_LN2_LOW), series)
+    series = f.fma(square, f.constant(-0.5), series)
+    found = f.fma(n, f.constant(_LN2_HIGH), f.arithmetic("fadd", r, series))
+    # What is not a positive number: 0, what has no logarithm, infinity and NaN.
+    found = f.chosen(f.compared("oeq", x, f.constant(0.0)), f.constant(-_INFINITY), found)
+    found = f.chosen(f.compared("olt", x, f.constant(0.0)), f.constant(_NAN), found)
+    return f.chosen(f.compared("olt", x, f.constant(_INFINITY)), found, x)
+
+
+# pi / 2 in parts of 10 bits and a rest: n times a part is exact for |n| < 2^14.
+_QUARTER = (1.5703125, 4.8351287841796875e-4, 3.1385570764541626e-7, 6.07710062827671e-11)
+_PERIODIC_LIMIT = 25_000.0
+# Cephes sinf and cosf (S. Moshier, 1989): sin(r) = r + r^3 p(r^2), cos(r) = 1 - r^2 / 2 + r^4 q(r^2), |r| <= pi / 4.
+_SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+_COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+
+
+def _periodic(f: _Function, x: str, name: str, quarters: int) -> str:
+    """Return sin(x + quarters * pi / 2), by Cody and Waite's reduction to |r| <= pi / 4; far out by libm's `name`."""
+    r = f.call("fabs", x)
+    f.leave_to_libm(f.compared("ugt", r, f.constant(_PERIODIC_LIMIT)), name, x)
+    shifted = f.fma(r, f.constant(2 / math.pi), f.constant(_ROUND))
+    n = f.arithmetic("fsub", shifted, f.constant(_ROUND))
+    for part in _QUARTER:
+        r = f.fma(n, f.constant(-part), r)
+    square = f.arithmetic("fmul", r, r)
+    sine = f.fma(f.arithmetic("fmul", f.horner(square, _SIN), square), r, r)
+    cosine = f.arithmetic("fmul", f.arithmetic("fmul", f.horner(square, _COS), square), square)
+    cosine = f.arithmetic("fadd", f.fma(square, f.constant(-0.5), cosine), f.constant(1.0))
+    quadrant = f.bits("add", f.as_bits(shifted), f.whole(quarters))
+    odd = f.value(f"icmp ne {f.int} {f.bits('and', quadrant, f.whole(1))}, {f.whole(0)}")
+    # The second half of a turn turns the sign.
+    sign = f.bits("shl", f.bits("and", quadrant, f.whole(2)), f.whole(30))
+    if not quarters:  # sin(-x) = -sin(x)
+        sign = f.bits("xor", sign, f.bits("and", f.as_bits(x), f.whole(_SIGN)))
+    return f.as_float(f.bits("xor", f.as_bits(f.chosen(odd, cosine, sine)), sign))
+
+
+def _sin(f: _Function, x: str) -> str:
+    """Return sin(x)."""
+    return _periodic(f, x, "sinf", 0)
+
+
+def _cos(f: _Function, x: str) -> str:
+    """Return cos(x)."""
+    return _periodic(f, x, "cosf", 1)
+
+
+# Cephes atanf (S. Moshier, 1989): atan(r) = r + r^3 p(r^2) for |r| <= tan(pi / 8).
+_ATAN = (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1)
+
+
+def _atan(f: _Function, x: str) -> str:
+    """Return atan(x): beyond tan(pi / 8) from atan((x - 1) / (x + 1)), beyond tan(3 pi / 8) from atan(-1 / x)."""
+    size, one = f.call("fabs", x), f.constant(1.0)
+    middle = f.compared("ogt", size, f.constant(math.tan(math.pi / 8)))
+    large = f.compared("ogt", size, f.constant(math.tan(3 * math.pi / 8)))
+    above = f.chosen(middle, f.arithmetic("fsub", size, one), size)
+    below = f.chosen(middle, f.arithmetic("fadd", size, one), one)
+    above, below = f.chosen(large, f.constant(-1.0), above), f.chosen(large, size, below)
+    r = f.arithmetic("fdiv", above, below)
+    square = f.arithmetic("fmul", r, r)
+    series = f.fma(f.arithmetic("fmul", f.horner(square, _ATAN), square), r, r)
+    start = f.chosen(middle, f.constant(math.pi / 4), f.constant(0.0))
+    start = f.chosen(large, f.constant(math.pi / 2), start)
+    found = f.arithmetic("fadd", start, series)
+    sign = f.bits("and", f.as_bits(x), f.whole(_SIGN))
+    return f.as_float(f.bits("xor", f.as_bits(found), sign))
+
+
+_FORMULAS: dict[str, Callable[[_Function, str], str]] = {
+    "exp": _exp, "log": _log, "sigmoid": _sigmoid, "tanh": _tanh, "erf": _erf, "sin": _sin, "cos": _cos, "atan": _atan,
+}  # fmt: skip
 _FAMILY = "math"
 _PURE = 1
 
@@ -219,7 +353,7 @@ _register()
 
 
 def name_calls(function: Any) -> Any:  # noqa: ANN401 - PrimFuncs
-    """Return the PrimFunc with every float32 exp, sigmoid, tanh and erf as an operator of ours."""
+    """Return the PrimFunc with every float32 function that has a formula here as an operator of ours."""
 
     def visit(call: Any) -> Any:  # noqa: ANN401
         name = str(getattr(call.op, "name", "")).removeprefix("tirx.")
