@@ -237,6 +237,41 @@ def test_affinity_is_respected(gcc: str, tmp_path: Path) -> None:
     assert run_unit(gcc, tmp_path, body) == f"{len(os.sched_getaffinity(0))} 1 1\n"
 
 
+TILES = """
+#include "ingot_features.h"
+static long answer, asked[3];
+static long kernel(long call, long request, long component) {{
+    asked[0] = call, asked[1] = request, asked[2] = component;
+    errno = EPERM;
+    return answer;
+}}
+#define syscall kernel
+#define rt_cpu_has(cpu, name, length) ((void)(cpu), true)
+#include "cpu.c"
+"""
+
+
+@on_x86
+@pytest.mark.parametrize("refused", [True, False])
+def test_linux_is_asked_for_tiles(gcc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """The process asks before it runs a kernel; a refusal is one error that says what to do."""
+    unit = UNIT.replace('#include "cpu.c"', "#include <errno.h>" + TILES)
+    unit = unit.replace('.features = "", .target = ""', '.features = "avx2 amx-tile", .target = "board"')
+    unit = unit.replace("(void)text, (void)size, (void)format;", "va_list rest; va_start(rest, format);")
+    unit = unit.replace("    return status;", "    vsnprintf(text, size, format, rest); va_end(rest); return status;")
+    monkeypatch.setitem(globals(), "UNIT", unit)
+    body = f"""
+    char text[512] = "";
+    answer = {-1 if refused else 0};
+    int status = (int)rt_check_cpu(text, sizeof text);
+    printf("%d %d %ld %ld %s", status != INGOT_OK, asked[0] == SYS_arch_prctl, asked[1], asked[2], text);
+    answer = 0;
+    """
+    found = run_unit(gcc, tmp_path, body)
+    assert found.startswith(f"{int(refused)} 1 {0x1023} 18 ")
+    assert ("refused this process AMX tiles (errno 1)" in found and "'board'" in found) is refused
+
+
 @on_x86
 def test_features_agree_with_the_kernel(gcc: str, tmp_path: Path) -> None:
     body = """

@@ -23,8 +23,7 @@ static size_t rt_read_file(const char *path, char *text, size_t size) {
 
 /* ---- CPU features ------------------------------------------------------------------------------------------- */
 
-/* Checks every feature the model was compiled for, and asks Linux for AMX tiles: threads started before that would
- * not get them. */
+/* Checks every feature the model was compiled for, and asks Linux for AMX tiles: for all threads of the process. */
 static ingot_status rt_check_cpu(char *error, size_t error_size) {
     char missing[256] = "";
     size_t used = 0;
@@ -48,7 +47,8 @@ static ingot_status rt_check_cpu(char *error, size_t error_size) {
 #if defined(__x86_64__)
     if (tiles && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) != 0)
         return rt_fail(error, error_size, INGOT_ERR_CPU,
-                       "Linux refused the use of AMX tiles (errno %d): it needs version 5.16", errno);
+                       "Linux refused this process AMX tiles (errno %d), which the model needs: it was compiled for '%s'; Linux "
+                       "5.16 gives them where arch_prctl is allowed, else compile for x86-64-v4", errno, rt_info.target);
 #endif
     (void)tiles;
     return INGOT_OK;
