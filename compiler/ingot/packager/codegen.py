@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 from tvm.ir.transform import Sequential
 
 from ingot.errors import CompilerError, ToolchainError
-from ingot.schedules import fixed_point, llvm_forms
+from ingot.schedules import amx, fixed_point, llvm_forms
 from ingot.schedules.lanes import lower_lanes
 from ingot.schedules.vector_math import name_calls
 from ingot.target import Target
@@ -48,7 +48,7 @@ def _task_range(module: Any, _: Any) -> Any:  # noqa: ANN401
     functions = {}
     for gvar, function in module.functions.items():
         begin, end = function.params[-2], function.params[-1]
-        functions[gvar] = function.with_body(_take_range(function.body, begin, end))
+        functions[gvar] = function.with_body(amx.configured(_take_range(function.body, begin, end)))
     return tvm.IRModule(functions)
 
 

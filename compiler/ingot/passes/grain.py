@@ -6,6 +6,7 @@ from typing import Any
 
 from tvm import ir, s_tir, tirx
 
+from ingot.schedules import amx
 from ingot.schedules.vector import ceil_div, registers
 from ingot.target import Target
 
@@ -55,6 +56,8 @@ def _of_statement(statement: Any, lanes: int) -> int:  # noqa: ANN401 - a TIR st
         return _of_statement(statement.body, lanes)
     if isinstance(statement, tirx.BufferStore):
         return _of_value(statement.value) or _MOVE
+    if isinstance(statement, tirx.Evaluate):
+        return 4 * amx.cycles_of(statement.value)
     return 0
 
 

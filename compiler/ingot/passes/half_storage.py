@@ -12,11 +12,11 @@ from tvm.ir import GenericConst
 from ingot.passes.precision import NARROW
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, is_tensor, op_name, outputs_of, rewrite, shape_of
 from ingot.passes.state import State
-from ingot.schedules import conv2d_half, conv2d_mmla
+from ingot.schedules import conv2d_amx, conv2d_half, conv2d_mmla
 from ingot.schedules.half import Half, half_of
 
 #: Templates that multiply in half precision.
-_HALF_TEMPLATES = (conv2d_half.TEMPLATE, conv2d_mmla.HALF_TEMPLATE)
+_HALF_TEMPLATES = (conv2d_half.TEMPLATE, conv2d_mmla.HALF_TEMPLATE, conv2d_amx.HALF_TEMPLATE)
 #: Templates whose own loads may be widened: each value is loaded a few times, by whole vectors.
 _WIDENING_TEMPLATES = ("depthwise", "rows")
 

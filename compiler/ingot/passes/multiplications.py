@@ -7,6 +7,8 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, s_tir, tirx
 
+from ingot.schedules.written import REAL_PRODUCTS, WHOLE_PRODUCTS
+
 #: The kind of a reduction's iteration variable.
 _REDUCTION = 2
 
@@ -15,12 +17,14 @@ def multiply_adds(function: Any) -> tuple[int, int]:  # noqa: ANN401 - a PrimFun
     """Return the multiply-adds into integer sums and into all others.
 
     A block counts if it reduces products of what it reads: once for each product and each of its iterations, those
-    for padding of a tile included.
+    for padding of a tile included. A block of machine forms says how many it executes.
     """
     whole, real = 0, 0
 
     def block(node: Any) -> None:  # noqa: ANN401
         nonlocal whole, real
+        whole += int(node.annotations.get(WHOLE_PRODUCTS, "0"))
+        real += int(node.annotations.get(REAL_PRODUCTS, "0"))
         if not any(int(var.iter_type) == _REDUCTION for var in node.iter_vars) or len(node.writes) != 1:
             return
         count = _products(node.body)

@@ -11,10 +11,9 @@ from tvm import relax, te
 
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import LayerPrecision, State
-from ingot.passes.template_call import call_template
-from ingot.schedules import conv2d, conv2d_half, winograd
+from ingot.passes.template_call import call_function, call_template
+from ingot.schedules import conv2d, conv2d_amx, conv2d_half, winograd
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload
-from ingot.schedules.dot2 import dot2_of
 from ingot.schedules.half import Half, half_of
 from ingot.target import Target
 
@@ -78,13 +77,12 @@ class _Choice:
         workload = Conv2DWorkload(
             batch, height, width, channels, out_channels, kernel=(kh, kw), dtype="float32", **geometry
         )
-        choice = conv2d_half.choose(workload, conv2d_half.default_config(workload, self.target), self.target, self.half)
-        why = self._why_not(rewriter, args[0], workload, weight, choice)
-        if why is not None:
-            return self._stays(label, why)
+        choice = self._choose(rewriter, args[0], workload, weight)
+        if isinstance(choice, str):
+            return self._stays(label, choice)
         packed = rewriter.add_weight(f"{label}_packed", conv2d_half.pack_chosen(weight, choice, self.half))
-        tensors = conv2d_half.compute_chosen(workload, choice, self.half)
-        return self._multiplies(rewriter, label, "conv2d_half", tensors, (args[0], packed), call, workload.macs)
+        function = conv2d_half.primitive(workload, choice, self.half, self.target)
+        return self._multiplies(rewriter, label, "conv2d_half", function, (args[0], packed), call, workload.macs)
 
     def _matmul(self, rewriter: Rewriter, call: Any, args: list[Any], weight: np.ndarray) -> Any:  # noqa: ANN401
         """Case 1, matrix product, and case 2."""
@@ -95,45 +93,44 @@ class _Choice:
         product = MatmulWorkload(lead, k, n, "float32")
         workload = product.as_conv()
         ohwi = weight.T.reshape(n, 1, 1, k)
-        image = conv2d_half.matmul_workload(product)
-        choice = conv2d_half.choose(image, conv2d_half.matmul_config(product, self.target), self.target, self.half)
-        why = self._why_not(rewriter, args[0], workload, weight, choice)
-        if why is None:
+        choice = self._choose(rewriter, args[0], product, weight)
+        if not isinstance(choice, str):
             packed = rewriter.add_weight(f"{label}_packed", conv2d_half.pack_chosen(ohwi, choice, self.half))
-            tensors = conv2d_half.compute_chosen(product, choice, self.half)
-            return self._multiplies(rewriter, label, "matmul_half", tensors, (args[0], packed), call, workload.macs)
+            function = conv2d_half.primitive(product, choice, self.half, self.target)
+            return self._multiplies(rewriter, label, "matmul_half", function, (args[0], packed), call, workload.macs)
         far = weight.size * 4 > self.target.cache.l2_kib * 1024
         if product.positions > 1 or not far or not self.half.holds(weight) or _is_stored(rewriter, args[0]):
-            return self._stays(label, why)
+            return self._stays(label, choice)
         config = conv2d.default_config(workload, self.target)
         rounded = self.half.round(conv2d.pack_weight(ohwi, config.block))
         packed = rewriter.add_weight(f"{label}_packed", rounded)
         tensors = conv2d_half.compute_row(product, config, self.half)
-        self.layers.append(LayerPrecision(label, "stored", why))
+        self.layers.append(LayerPrecision(label, "stored", choice))
         self.macs += workload.macs
         return call_template(rewriter, "matmul_stored", tensors, [args[0], packed], call.ty)
 
-    def _why_not(
+    def _choose(
         self,
         rewriter: Rewriter,
         data: Any,  # noqa: ANN401
-        workload: Conv2DWorkload,
+        layer: Conv2DWorkload | MatmulWorkload,
         weight: np.ndarray,
-        choice: conv2d_half.Choice,
-    ) -> str | None:
-        """Say why a layer should not multiply in half precision, or return None."""
+    ) -> conv2d_half.Choice | conv2d_amx.Choice | str:
+        """Return how a layer should multiply in half precision, or why it should not."""
         target = self.target
-        if dot2_of(target, self.half) is None:
+        if not conv2d_half.multiplies(target, self.half):
             return f"{target.name} has no {self.half.name} multiplication with float32 sums"
         if _is_stored(rewriter, data):
             return "its data are quantised"
         if not self.half.holds(weight):
             return f"a weight is larger than {self.half.name} holds"
+        workload = layer.as_conv() if isinstance(layer, MatmulWorkload) else layer
         direct = conv2d.default_config(workload, target)
         others = [conv2d.cost(workload, direct, target)]
         if winograd.supports(workload, target):
             others += [winograd.cost(workload, c, target) for c in winograd.configs(workload, target, 1 << 40)]
-        return None if choice.cost < min(others) else "float32 is estimated faster"
+        choice = conv2d_half.choose(layer, target, self.half)
+        return choice if choice is not None and choice.cost < min(others) else "float32 is estimated faster"
 
     def _stays(self, label: str, why: str) -> None:
         self.layers.append(LayerPrecision(label, "fp32", why))
@@ -143,7 +140,7 @@ class _Choice:
         rewriter: Rewriter,
         label: str,
         name: str,
-        tensors: list[Any],
+        function: Any,  # noqa: ANN401
         args: Sequence[Any],
         call: Any,  # noqa: ANN401
         macs: int,
@@ -158,7 +155,7 @@ class _Choice:
             self.narrowed[data] = rewriter.emit(narrow)
         self.layers.append(LayerPrecision(label, self.half.name, ""))
         self.macs += macs
-        return call_template(rewriter, name, tensors, [self.narrowed[data], packed], call.ty)
+        return call_function(rewriter, name, function, [self.narrowed[data], packed], call.ty)
 
 
 def _label(weight: Any) -> str:  # noqa: ANN401

@@ -10,7 +10,7 @@ from tvm import relax
 
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shape_of, uses_of
 from ingot.passes.state import State
-from ingot.passes.template_call import call_template
+from ingot.passes.template_call import call_function, call_template
 from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8
 from ingot.schedules.padding import Dequantize
 
@@ -126,22 +126,20 @@ class IntegerLayers:
         workload: conv2d.MatmulWorkload | conv2d.Conv2DWorkload
         if matrix:
             workload = conv2d.MatmulWorkload(shape_of(args[0])[:-1], weight.shape[0], weight.shape[1], dtype_of(call))
-            image = conv2d_int8.as_image(workload)
         else:
             window = window_of(call, args)
-            image = conv2d.Conv2DWorkload(in_channels=weight.shape[3], out_channels=weight.shape[0], **window)
-            workload = image
-        choice = conv2d_int8.choose(image, self.target, convert.dtype, ohwi)
+            workload = conv2d.Conv2DWorkload(in_channels=weight.shape[3], out_channels=weight.shape[0], **window)
+        choice = conv2d_int8.choose(workload, self.target, convert.dtype, ohwi)
         if choice is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
             return None
         bias, out_dtype = self._chain(rewriter, call)
-        tensors = conv2d_int8.compute_chosen(workload, choice, convert, out_dtype)
+        function = conv2d_int8.primitive(workload, choice, convert, out_dtype, self.target)
         packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_chosen(ohwi, choice))
-        constant = conv2d_int8.correction(ohwi, convert, choice.instruction.data, bias)
+        constant = conv2d_int8.correction(ohwi, convert, conv2d_int8.read_dtype(choice), bias)
         constants = [packed, rewriter.add_weight(f"{base_name(args)}_correction", constant)]
         ty = relax.TensorType(shape_of(call), out_dtype)
         name = "matmul_int8" if matrix else "conv2d_int8"
-        return call_template(rewriter, name, tensors, [data, *constants], ty), workload.macs
+        return call_function(rewriter, name, function, [data, *constants], ty), workload.macs
 
     def _chain(self, rewriter: Rewriter, call: Any) -> tuple[np.ndarray | None, str]:  # noqa: ANN401
         """Return the bias and the dtype that a layer takes from its readers, and absorb those."""

@@ -55,7 +55,7 @@ def estimate(layer: Layer, target: Target) -> Estimate | None:
         product = conv2d.MatmulWorkload(shape_of(layer.data)[:-1], rows.shape[1], rows.shape[0], "float32")
         work = product.as_conv()
         plain = conv2d.cost(work, conv2d.default_config(work, target), target)
-        return Estimate(plain, _integer_cost(conv2d_int8.as_image(product), target, kind, whole, plain), moved)
+        return Estimate(plain, _integer_cost(product, target, kind, whole, plain), moved)
     work = _workload(layer)
     plain = conv2d.cost(work, conv2d.default_config(work, target), target)
     if winograd.supports(work, target):
@@ -64,7 +64,9 @@ def estimate(layer: Layer, target: Target) -> Estimate | None:
     return Estimate(plain, _integer_cost(work, target, kind, whole, plain), moved)
 
 
-def _integer_cost(work: conv2d.Conv2DWorkload, target: Target, kind: str, whole: np.ndarray, plain: float) -> float:
+def _integer_cost(
+    work: conv2d.Conv2DWorkload | conv2d.MatmulWorkload, target: Target, kind: str, whole: np.ndarray, plain: float
+) -> float:
     """Return the cost of the integer kernel, or `plain` where the target has none."""
     choice = conv2d_int8.choose(work, target, kind, whole)
     return plain if choice is None else choice.cost

@@ -13,7 +13,7 @@ import numpy as np
 from tvm import te, tirx
 
 from ingot.errors import CompilerError
-from ingot.schedules import conv2d, conv2d_mmla
+from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
 from ingot.schedules.dot2 import GROUP, dot2_of, intrinsic_name
 from ingot.schedules.half import BF16, Half
@@ -79,23 +79,49 @@ class Choice:
     cost: float
 
 
-def choose(image: Conv2DWorkload, config: TileConfig, target: Target, half: Half) -> Choice:
-    """Return the faster of the tile `config` of pairs and the best one by an instruction on two rows."""
-    pairs = Choice(config, None, cost(image, config, target))
-    if half is not BF16 or BFMMLA.feature not in target.features or image.out_width == 1:
-        return pairs
-    tile = conv2d_mmla.default_config(image, target, BFMMLA)
-    return min(Choice(tile, BFMMLA, conv2d_mmla.cost(image, tile, BFMMLA)), pairs, key=lambda choice: choice.cost)
+def multiplies(target: Target, half: Half) -> bool:
+    """Say whether a target has instructions that multiply values of a format, with float32 sums."""
+    return dot2_of(target, half) is not None or conv2d_amx.half_tdp_of(target, half) is not None
 
 
-def pack_chosen(weight: np.ndarray, choice: Choice, half: Half) -> np.ndarray:
+def choose(workload: Conv2DWorkload | MatmulWorkload, target: Target, half: Half) -> Choice | conv2d_amx.Choice | None:
+    """Return the fastest of pairs, an instruction on two rows and one on tiles; None if none is for such a layer."""
+    found: list[Choice | conv2d_amx.Choice] = []
+    tdp = conv2d_amx.half_tdp_of(target, half)
+    tiles = conv2d_amx.choose(workload, tdp, target) if tdp is not None else None
+    if tiles is not None:
+        found.append(tiles)
+    if dot2_of(target, half) is not None:
+        if isinstance(workload, MatmulWorkload):
+            image, config = matmul_workload(workload), matmul_config(workload, target)
+        else:
+            image, config = workload, default_config(workload, target)
+        if half is BF16 and BFMMLA.feature in target.features and image.out_width > 1:
+            tile = conv2d_mmla.default_config(image, target, BFMMLA)
+            found.append(Choice(tile, BFMMLA, conv2d_mmla.cost(image, tile, BFMMLA)))
+        found.append(Choice(config, None, cost(image, config, target)))
+    return min(found, key=lambda choice: choice.cost, default=None)
+
+
+def pack_chosen(weight: np.ndarray, choice: Choice | conv2d_amx.Choice, half: Half) -> np.ndarray:
     """Return OHWI float32 weights, rounded, as the layer reads them."""
+    if isinstance(choice, conv2d_amx.Choice):
+        return conv2d_amx.pack_weight(half.round(weight), choice.plan, choice.config)
     if choice.mmla is None:
         return pack_weight(weight, choice.config.block, half)
     return conv2d_mmla.pack_weight(half.round(weight), choice.config.block, choice.mmla)
 
 
-def compute_chosen(workload: Conv2DWorkload | MatmulWorkload, choice: Choice, half: Half) -> list[Any]:
+def primitive(
+    workload: Conv2DWorkload | MatmulWorkload, choice: Choice | conv2d_amx.Choice, half: Half, target: Target
+) -> Any:  # noqa: ANN401 - a PrimFunc
+    """Return the PrimFunc (data in half precision, packed weight, output float32) of a layer."""
+    if isinstance(choice, conv2d_amx.Choice):
+        return conv2d_amx.primitive(choice.plan, choice.config, target)
+    return te.create_prim_func(_tensors(workload, choice, half), index_dtype_override="int64")
+
+
+def _tensors(workload: Conv2DWorkload | MatmulWorkload, choice: Choice, half: Half) -> list[Any]:
     """Return the TE tensors [data in half precision, packed weight, output float32] of a layer."""
     if choice.mmla is None:
         if isinstance(workload, MatmulWorkload):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from ingot.schedules import conv2d, conv2d_mmla
+from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig, ravel, unravel
 from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
 from ingot.schedules.mmla import Mmla, integer_mmla
@@ -95,12 +95,19 @@ class Choice:
     cost: float
 
 
-def choose(workload: Conv2DWorkload, target: Target, stored: str, weight: np.ndarray) -> Choice | None:
+def choose(
+    layer: Conv2DWorkload | MatmulWorkload, target: Target, stored: str, weight: np.ndarray
+) -> Choice | conv2d_amx.Choice | None:
     """Return the fastest way to compute a layer of `stored` data, or None for weights that are no whole numbers.
 
     weight: OHWI, zero points subtracted.
     """
-    found = []
+    workload = as_image(layer) if isinstance(layer, MatmulWorkload) else layer
+    found: list[Choice | conv2d_amx.Choice] = []
+    tdp = conv2d_amx.tdp_of(target, stored, weight)
+    tiles = conv2d_amx.choose(layer, tdp, target) if tdp is not None else None
+    if tiles is not None:
+        found.append(tiles)
     dot, mmla = dot_of(target, weight, workload.positions), integer_mmla(target, stored, weight)
     if dot is not None:
         config = default_config(workload, target, dot)
@@ -111,7 +118,25 @@ def choose(workload: Conv2DWorkload, target: Target, stored: str, weight: np.nda
     return min(found, key=lambda choice: choice.cost, default=None)
 
 
-def compute_chosen(
+def read_dtype(choice: Choice | conv2d_amx.Choice) -> str:
+    """Return the dtype of data that the chosen instruction reads."""
+    return choice.plan.tdp.data if isinstance(choice, conv2d_amx.Choice) else choice.instruction.data
+
+
+def primitive(
+    workload: Conv2DWorkload | MatmulWorkload,
+    choice: Choice | conv2d_amx.Choice,
+    convert: Dequantize,
+    out_dtype: str,
+    target: Target,
+) -> Any:  # noqa: ANN401 - a PrimFunc
+    """Return the PrimFunc (data, packed weight, correction, output of `out_dtype`) of a layer."""
+    if isinstance(choice, conv2d_amx.Choice):
+        return conv2d_amx.primitive(choice.plan, choice.config, target, convert.zero_point, out_dtype)
+    return te.create_prim_func(_tensors(workload, choice, convert, out_dtype), index_dtype_override="int64")
+
+
+def _tensors(
     workload: Conv2DWorkload | MatmulWorkload, choice: Choice, convert: Dequantize, out_dtype: str
 ) -> list[Any]:
     """Return the TE tensors [data, packed weight, correction, output of `out_dtype`] of a layer."""
@@ -132,8 +157,10 @@ def compute_chosen(
     return [data, weight, constant, out]
 
 
-def pack_chosen(weight: np.ndarray, choice: Choice) -> np.ndarray:
+def pack_chosen(weight: np.ndarray, choice: Choice | conv2d_amx.Choice) -> np.ndarray:
     """Return OHWI weights, whole numbers, as the layer reads them."""
+    if isinstance(choice, conv2d_amx.Choice):
+        return conv2d_amx.pack_weight(weight, choice.plan, choice.config)
     used, block = choice.instruction, choice.config.block
     return pack_weight(weight, block, used) if isinstance(used, Dot) else conv2d_mmla.pack_weight(weight, block, used)
 

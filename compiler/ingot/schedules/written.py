@@ -20,6 +20,8 @@ from ingot.target import Target
 WORKSPACE = "ingot.workspace"
 #: Names of unrolled loops over stores, which an epilogue of much code makes loops again.
 STORE_ROW, STORE_COLUMN = "store_row", "store_column"
+#: Annotations of a nest that multiplies by machine forms: its multiply-adds into integer sums, and into others.
+WHOLE_PRODUCTS, REAL_PRODUCTS = "ingot.whole_products", "ingot.real_products"
 
 
 def primitive(given: Sequence[Expr], nests: Sequence[Stmt], result: Expr, temporary: Sequence[Expr] = ()) -> Expr:
