@@ -19,8 +19,9 @@ SEAM_LANES = 8
 MAX_UNROLLED = 128
 # Edge of the squares in which a transpose moves its elements: a line of a cache.
 SQUARE = 16
-# Unrolled accumulators of a reduction without a template.
-REDUCTION_VECTORS = 4
+# Unrolled accumulators of a reduction without a template: of products, and of one tensor, whose lines from memory come
+# the faster, the more of each row is read at once.
+REDUCTION_VECTORS, SUM_VECTORS = 4, 8
 # A row of sums up to this size stays in the first-level cache while the reduction passes over it.
 ROW_BYTES = 16 * 1024
 # Rows of plain copies from this length on are left to LLVM, which makes them calls of memcpy.
@@ -296,7 +297,8 @@ def schedule_reduction(sch: Any, block: Any, target: Target) -> None:  # noqa: A
         sch.decompose_reduction(block, reduction[0])
         return
     consumer = _finishing_block(sch, block)
-    vectors = max(v for v in (1, 2, REDUCTION_VECTORS) if extent % (lanes * v) == 0)
+    most = SUM_VECTORS if len(node.reads) == 1 and extent >= 2 * lanes * SUM_VECTORS else REDUCTION_VECTORS
+    vectors = max(v for v in (1, 2, 4, 8) if v <= most and extent % (lanes * v) == 0)
     last_outer, last_vectors, last_lanes = sch.split(last, [None, vectors, lanes])
     tile = [last_vectors, last_lanes]
     rows = None
