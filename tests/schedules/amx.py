@@ -67,7 +67,7 @@ def build(folder: Path) -> ctypes.CDLL:
     command = [
         "gcc",
         "-std=gnu11",
-        "-O3",
+        "-O2",
         "-mavx2",
         "-mfma",
         "-Wall",
