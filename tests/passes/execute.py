@@ -29,6 +29,11 @@ def compile_state(imported, target: str = "native") -> State:
     return run(state)
 
 
+def _ask_for_tiles() -> None:
+    """Ask Linux for AMX tiles as the runtime does, arch_prctl(ARCH_REQ_XCOMP_PERM, 18); a CPU without them has none."""
+    ctypes.CDLL(None).syscall(158, 0x1023, 18)
+
+
 class Executable:
     """A planned program on this machine: its kernels in a library, its steps called from here."""
 
@@ -38,6 +43,8 @@ class Executable:
         self.weights = aligned(len(self.program.weights))
         self.weights[:] = np.frombuffer(self.program.weights, np.uint8)
         self.library = None
+        if "amx-tile" in state.target.features:
+            _ask_for_tiles()
         if state.lowered.kernels:
             code, _ = generate_object({k.symbol: k.function for k in state.lowered.kernels}, state.target)
             # A folder of its own: the dynamic linker gives a known path the library it loaded there before.
