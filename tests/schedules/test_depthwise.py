@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingot.schedules import depthwise
+from ingot.target import load_target
 from schedules.common import CHANNELS, EPILOGUES, KERNELS, TARGETS, WIDTHS, Branches, check, property_settings
 
 PIECES = (1, 2, 3, 7)
@@ -91,3 +92,15 @@ def test_packing():
     assert packed.shape == (3, 2, 5)
     assert packed.flags.c_contiguous
     np.testing.assert_array_equal(packed, w[..., 0].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "tile"),
+    [(7, 1, (7, 8)), (13, 1, (7, 8)), (14, 1, (7, 8)), (56, 1, (8, 8)), (14, 2, (7, 8)), (56, 2, (2, 16))],
+)
+def test_tiles_of_few_registers(size: int, stride: int, tile: tuple[int, int]) -> None:
+    """As measured on AVX2, all of the space: wide tiles of one vector, but narrow ones for long rows of stride 2."""
+    work = depthwise.DepthwiseWorkload(1, size, size, 64, (3, 3), (stride, stride), (1, 1, 1, 1), (1, 1), "float32")
+    config = depthwise.default_config(work, load_target("x86-64-v3"))
+    assert (config.pixels, config.block) == tile
+    assert config in depthwise.configs(work, load_target("x86-64-v3"))

@@ -19,6 +19,8 @@ from ingot.target import Target
 
 #: The annotation of a block whose borders are compiled apart.
 WINDOW = "ingot.window"
+#: Accumulators of a tile of one vector in half of 16 registers.
+_WIDEST = 8
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,34 @@ class DepthwiseConfig:
 
 
 def default_config(workload: DepthwiseWorkload, target: Target) -> DepthwiseConfig:
-    """Return a tile whose accumulators and one weight vector fit the register file."""
+    """Return a tile whose accumulators fill half of the register file at most.
+
+    Few registers hold a wide tile of one vector of channels or a narrow one of two. The wide one loads columns that
+    windows share, and weights, less often; where windows of long rows share little, the narrow one reads memory in
+    longer pieces.
+    """
+    w = workload
+    if registers(target).count > 16 or (w.strides[1] > 1 and w.out_width > _WIDEST):
+        return narrow_config(w, target)
+    lanes = lanes_for(target, w.dtype, w.channels)
+    pixels = min(range(1, min(w.out_width, _WIDEST) + 1), key=lambda p: (_row_cost(w, p), -p))
+    return DepthwiseConfig(pixels, lanes, lanes)
+
+
+def narrow_config(workload: DepthwiseWorkload, target: Target) -> DepthwiseConfig:
+    """Return a tile of two vectors of channels if they are whole, and as many positions as then fit registers."""
     lanes = lanes_for(target, workload.dtype, workload.channels)
     block = lanes * 2 if workload.channels % (lanes * 2) == 0 else lanes
     limit = max(1, (registers(target).count - 4) // (block // lanes) // 2)
     widths = range(max(1, min(limit, 7) // 2), min(limit, 7) + 1)
-    pixels = min(widths, key=lambda w: (ceil_div(workload.out_width, w) * w, -w))
+    pixels = min(widths, key=lambda p: (ceil_div(workload.out_width, p) * p, -p))
     return DepthwiseConfig(pixels=pixels, block=block, lanes=lanes)
+
+
+def _row_cost(w: DepthwiseWorkload, pixels: int) -> int:
+    """Return the multiply-adds and the loads, of weights and of columns of the image, of a row of tiles."""
+    (kh, kw), columns = w.kernel, (pixels - 1) * w.strides[1] + w.kernel[1]
+    return ceil_div(w.out_width, pixels) * (pixels * kh * kw + kh * kw + kh * columns)
 
 
 def configs(workload: DepthwiseWorkload, target: Target) -> list[DepthwiseConfig]:

@@ -84,8 +84,8 @@ def inverse_counts(workload: PoolWorkload) -> np.ndarray:
 
 
 def default_config(workload: PoolWorkload, target: Target) -> depthwise.DepthwiseConfig:
-    """Return the tile."""
-    return depthwise.default_config(workload.window(), target)
+    """Return the tile: a pool has no weights, for which wide ones pay."""
+    return depthwise.narrow_config(workload.window(), target)
 
 
 def compute(workload: PoolWorkload, config: depthwise.DepthwiseConfig, scale: float = 1.0, *, table: bool) -> list[Any]:
