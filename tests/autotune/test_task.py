@@ -10,13 +10,16 @@ import pytest
 
 from autotune.small import small_state
 from ingot.autotune.space import TEMPLATES, Space, decode, encode
-from ingot.autotune.task import Task, lowered_with, tasks_of
+from ingot.autotune.task import Task, lowered_with, prepared, tasks_of
 from ingot.autotune.weights import WeightSpec, expand, factorise, spec_of, synthesise
 from ingot.passes.lower import Call
+from ingot.passes.state import State
 from ingot.schedules.conv2d import TileConfig
 from ingot.schedules.depthwise import DepthwiseConfig
+from ingot.schedules.microkernels import weight_kind
 from ingot.schedules.winograd import WinogradConfig
 from ingot.target import load_target
+from schedules.quantised import Layers
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,34 @@ def test_every_task_is_what_it_was_cut_from(tasks: list[Task]) -> None:
         default = lowered_with((task.key, task.work), task.default, target)  # raises if the key is not asked for
         assert any(isinstance(call, Call) for call in default.lowered.calls)
         assert task.default in Space(task.space)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_layers_of_whole_numbers_are_tasks(dtype: str, tmp_path: Path, golden: Callable[..., None]) -> None:
+    """Made-up weights need the same instructions as the real ones: or the key would not be asked for again."""
+    layers = Layers(dtype, per_channel=dtype == "int8")
+    for least in (-127, -128):
+        layers.conv(24, 40, (6, 11), least=least)
+        layers.conv(32, 32, (5, 9), depthwise=True, least=least)
+        layers.dense(7, 48, 40, least=least)
+    imported, target = layers.imported(tmp_path), load_target("x86-64-v3")
+    tasks = tasks_of(prepared(State(imported.module, imported.weights, imported, target)))
+    for task in tasks:
+        for config in (task.default, task.space[-1]):
+            lowered = lowered_with((task.key, task.work), config, target).lowered  # raises if it is not
+            packed = max(
+                (v.data for c in lowered.calls if isinstance(c, Call) for v in c.args if v.data is not None),
+                key=lambda data: data.size,
+            )
+            assert factorise(packed) is not None, task.key
+    golden("".join(f"{task.runs} x {task.key}\n" for task in tasks))
+
+
+@pytest.mark.parametrize("kind", ["q7", "q8", "u8", "q9"])
+def test_made_up_whole_weights_are_of_their_kind(kind: str) -> None:
+    spec = WeightSpec("w0", "float32", (24, 3, 3, 8), whole=True, kind=kind)
+    assert weight_kind(synthesise(spec)) == kind
+    assert spec_of("w0", synthesise(spec)) == spec
 
 
 def test_packed_weights_are_outer_products_in_every_template(tasks: list[Task]) -> None:
@@ -65,6 +96,18 @@ def test_whole_weights_stay_whole() -> None:
     assert value.dtype == np.int8
     # [CO/8][KH][KW][CI/4][8][4], as integer kernels pack it
     packed = np.ascontiguousarray(value.reshape(3, 8, 3, 3, 2, 4).transpose(0, 2, 3, 4, 1, 5))
+    factors = factorise(packed)
+    assert factors is not None
+    np.testing.assert_array_equal(expand(factors, "int8"), packed.reshape(-1))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3, 12, 2, 2, 8, 2), (3, 3, 3, 4, 5, 2, 8)])
+def test_registers_of_channels_with_groups_between_are_outer_products(shape: tuple[int, ...]) -> None:
+    """As `conv2d_int8` (channels along axes 0, 4 and 6) and `conv2d_mmla` (0, 4 and 5) pack them."""
+    channels = (0, 4, 6) if len(shape) == 8 else (0, 4, 5)
+    random = np.random.default_rng(0)
+    a, b = (random.integers(-11, 12, [d if (i in channels) == c else 1 for i, d in enumerate(shape)]) for c in (1, 0))
+    packed = (a * b).astype(np.int8)
     factors = factorise(packed)
     assert factors is not None
     np.testing.assert_array_equal(expand(factors, "int8"), packed.reshape(-1))

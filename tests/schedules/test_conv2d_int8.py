@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 
 import ingot
 from ingot.emulator import run_under_qemu
-from ingot.schedules import conv2d_int8
+from ingot.passes.picks import Choice
+from ingot.passes.pipeline import run
+from ingot.passes.state import State
+from ingot.schedules import conv2d, conv2d_int8
 from ingot.schedules.microkernels import dot_of, dots_of
 from ingot.target import load_target
 from passes.execute import Executable, compile_state
-from schedules.quantised import SIZES, convolutions, depthwise
+from schedules.quantised import SIZES, Layers, convolutions, depthwise
 
 #: A few sizes where the machine code differs little from another case's.
 FEW = SIZES[1::3]
@@ -49,6 +53,35 @@ def test_sums_and_roundings_are_exact(
 def test_depthwise_layers_are_exact(tmp_path: Path, target: str, dtype: str, per_channel: bool) -> None:
     layers = depthwise(dtype, per_channel, SIZES if target == "native" else FEW)
     program = Executable(compile_state(layers.imported(tmp_path), target), tmp_path)
+    layers.compare(program.run(layers.feeds))
+    layers.compare(program.run(layers.feeds, 3))
+
+
+@pytest.mark.parametrize(("target", "dtype"), [("native", "int8"), ("x86-64-v3", "uint8")])
+def test_configs_of_a_search_are_exact(tmp_path: Path, target: str, dtype: str) -> None:
+    """One drawn for each of many layers: orders, groups, steps and tiles that no formula chooses."""
+    layers = Layers(dtype, per_channel=dtype == "int8")
+    for _ in range(4):
+        layers.conv(24, 40, (6, 11))
+        layers.conv(32, 72, (7, 9), strides=(2, 2))
+        layers.conv(32, 72, (4, 5), kernel=(1, 1))
+        layers.conv(32, 32, (5, 9), depthwise=True)
+        layers.dense(7, 48, 40)
+    draw, drawn = random.Random(0), []
+    imported = layers.imported(tmp_path)
+
+    def pick(choice: Choice) -> object:
+        space = choice.space()
+        assert choice.default in space
+        drawn.append(draw.choice(space))
+        return drawn[-1]
+
+    state = State(imported.module, imported.weights, imported, load_target(target), picks=pick)
+    program = Executable(run(state), tmp_path)
+    tiles = [config for config in drawn if isinstance(config, conv2d.TileConfig)]
+    assert len(drawn) == len(layers.ops)
+    assert {config.order for config in tiles} == {0, 1, 2}
+    assert max(config.group for config in tiles) > 1
     layers.compare(program.run(layers.feeds))
     layers.compare(program.run(layers.feeds, 3))
 

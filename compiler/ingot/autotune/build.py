@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ingot.target import Target
 
 _ALIGNMENT = 16
+#: The dimensions of what is no product.
+_STORED = (0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Fill:
 
     offset: int
     size: int
-    dims: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int, int, int]
     dtype: str
     a: bytes = field(repr=False)
     b: bytes = field(repr=False)
@@ -121,7 +123,7 @@ def _fills(lowered: Any) -> tuple[tuple[Fill, ...], int]:  # noqa: ANN401 - pass
             a, b = factors.a.tobytes(), factors.b.tobytes()
             fills[offsets[value.id]] = Fill(offsets[value.id], len(stored), factors.dims, value.dtype, a, b)
         elif len(stored) <= STORED_BYTES:
-            fills[offsets[value.id]] = Fill(offsets[value.id], len(stored), (0, 0, 0, 0), value.dtype, stored, b"")
+            fills[offsets[value.id]] = Fill(offsets[value.id], len(stored), _STORED, value.dtype, stored, b"")
         else:
             raise CompilerError("a packed weight cannot be made up", found=f"{value.dtype} {list(data.shape)}")
     return tuple(fills[offset] for offset in sorted(fills)), len(blob)

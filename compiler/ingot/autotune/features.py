@@ -27,6 +27,8 @@ _NUMBER = re.compile(r"([a-z])((?:\d+)(?:[x.]\d+)*)")
 #: No honest extent is larger; a record's text decides how long the arithmetic below takes.
 _MOST = 1 << 24
 _OPERATORS = ("conv2d", "depthwise", "matmul")
+#: What stands behind an operator's name where its data and weights are whole numbers.
+_WHOLE = "_int8"
 _FIELDS = (
     "pixels", "block", "unroll", "lanes", "size", "tiles", "parts", "order", "group", "prefetch", "rows", "vectors",
 )  # fmt: skip
@@ -55,7 +57,7 @@ def workload_of(key: str) -> Conv2DWorkload | None:
     parsed = numbers_of(key)
     if parsed is None:
         return None
-    operator, _, n = parsed
+    operator, n = parsed[0].removesuffix(_WHOLE), parsed[2]
     try:
         if operator == "matmul":
             return MatmulWorkload(n["m"], n["k"][0], n["n"][0], "float32").as_conv()
@@ -102,7 +104,8 @@ def vector(key: str, encoded: Encoded, target: Target) -> np.ndarray | None:
     cost = formula(key, config, target)
     epilogue = key.partition("|")[2]
     row = [
-        *(float(parsed[0] == name) for name in _OPERATORS),
+        *(float(parsed[0].removesuffix(_WHOLE) == name) for name in _OPERATORS),
+        float(parsed[0].endswith(_WHOLE)),
         *(float(isinstance(config, kind)) for kind in TEMPLATES.values()),
         *(float(v) for v in values.values()),
         *(_log(v) for v in (w.out_height, w.out_width, w.in_channels, w.out_channels, w.positions)),

@@ -22,10 +22,11 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-/* Fills `count` bytes, or expands [dims] of a[i, l] * b[j, k]; a, b and data are offsets into batch_data. */
+/* Fills `bytes` bytes: expands [dims] of a[i, o, n] * b[j, k, m], indices in the order i, j, o, k, n, m; a and b are
+ * offsets into batch_data. */
 typedef struct fill {
     uint64_t offset, bytes;
-    uint32_t dims[4]; /* all 0: stored as it is, at `a` */
+    uint32_t dims[6]; /* all 0: stored as it is, at `a` */
     int32_t dtype;
     uint64_t a, b;
 } fill;
@@ -197,12 +198,15 @@ static void expand(const fill *f, uint8_t *weights) {
     }
     const float *a = (const float *)(const void *)(batch_data + f->a);
     const float *b = (const float *)(const void *)(batch_data + f->b);
-    uint64_t n = 0;
-    for (uint32_t i = 0; i < f->dims[0]; i++)
-        for (uint32_t j = 0; j < f->dims[1]; j++)
-            for (uint32_t l = 0; l < f->dims[2]; l++)
-                for (uint32_t k = 0; k < f->dims[3]; k++)
-                    put(out, f->dtype, n++, a[i * f->dims[2] + l] * b[j * f->dims[3] + k]);
+    uint64_t count = 0;
+    const uint32_t *d = f->dims;
+    for (uint32_t i = 0; i < d[0]; i++)
+        for (uint32_t j = 0; j < d[1]; j++)
+            for (uint32_t o = 0; o < d[2]; o++)
+                for (uint32_t k = 0; k < d[3]; k++)
+                    for (uint32_t n = 0; n < d[4]; n++)
+                        for (uint32_t m = 0; m < d[5]; m++)
+                            put(out, f->dtype, count++, a[(i * d[2] + o) * d[4] + n] * b[(j * d[3] + k) * d[5] + m]);
 }
 
 /* Each thread reads a share as large as its caches, so that what they held must come again from further away. */

@@ -10,6 +10,7 @@ from typing import Any
 from ingot.schedules.batch_matmul import BatchMatmulConfig
 from ingot.schedules.conv2d import TileConfig
 from ingot.schedules.depthwise import DepthwiseConfig
+from ingot.schedules.depthwise_int8 import DepthwiseInt8Config
 from ingot.schedules.rows import RowsConfig
 from ingot.schedules.winograd import WinogradConfig
 
@@ -18,6 +19,7 @@ TEMPLATES: dict[str, type] = {
     "tile": TileConfig,
     "winograd": WinogradConfig,
     "depthwise": DepthwiseConfig,
+    "depthwise_int8": DepthwiseInt8Config,
     "rows": RowsConfig,
     "batch_matmul": BatchMatmulConfig,
 }

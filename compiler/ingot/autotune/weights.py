@@ -13,30 +13,36 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ingot.schedules.microkernels import weight_kind
+
 #: Up to this many elements a weight keeps its real values: scales, zero points, tables' shapes.
 KEPT_ELEMENTS = 64
 #: Weights of these types are indices or sizes: others would lead anywhere.
 _INDICES = frozenset(("bool", "int32", "int64"))
+#: Of whole weights of each kind (`microkernels.weight_kind`): the largest factor of an output channel, and the least
+#: and largest of the others. "q7" also suits weights of any range that no instruction multiplies.
+_FACTORS = {"q7": (11, -11, 11), "q8": (8, -16, 15), "u8": (15, 0, 17), "q9": (15, -17, 17)}
 #: Up to this many bytes a packed weight that is no outer product is stored as it is.
 STORED_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """What a task knows of a weight. whole: its values are whole numbers. values: only of a small one."""
+    """What a task knows of a weight. whole: its values are whole numbers, of a `kind`. values: only of a small one."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     whole: bool
     values: bytes | None = field(default=None, repr=False)
+    kind: str = "q7"
 
 
 def spec_of(name: str, value: np.ndarray) -> WeightSpec:
     """Describe a weight."""
     kept = value.tobytes() if value.size <= KEPT_ELEMENTS or str(value.dtype) in _INDICES else None
     whole = value.dtype.kind in "iu" or bool(np.all(value == np.rint(value)))
-    return WeightSpec(name, str(value.dtype), tuple(value.shape), whole, kept)
+    return WeightSpec(name, str(value.dtype), tuple(value.shape), whole, kept, weight_kind(value) if whole else "q7")
 
 
 def synthesise(spec: WeightSpec) -> np.ndarray:
@@ -49,8 +55,12 @@ def synthesise(spec: WeightSpec) -> np.ndarray:
     generator = np.random.default_rng(zlib.crc32(spec.name.encode()))
     first, rest = spec.shape[0], int(np.prod(spec.shape[1:], dtype=np.int64))
     if spec.whole:
-        low = 0 if spec.dtype.startswith("u") else -11
-        a, b = (generator.integers(low, 12, n) for n in (first, rest))
+        most, low, high = _FACTORS["u8" if spec.dtype.startswith("u") else spec.kind]
+        a, b = (
+            generator.integers(-most if low == -high else 0, most + 1, first),
+            generator.integers(low, high + 1, rest),
+        )
+        a[0], b[0] = most, low or high  # the product that makes them of this kind
         return np.outer(a, b).reshape(spec.shape).astype(spec.dtype)
     a = generator.uniform(0.5, 1.5, first) * generator.choice((-1.0, 1.0), first)
     b = generator.uniform(0.5, 1.5, rest) * generator.choice((-1.0, 1.0), rest)
@@ -60,9 +70,9 @@ def synthesise(spec: WeightSpec) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Factors:
-    """A packed weight P, reshaped to [n0, m, nl, q], as P[i, j, l, k] = a[i, l] * b[j, k] in its own type."""
+    """A packed weight P, reshaped to `dims`, as P[i, j, o, k, n, m] = a[i, o, n] * b[j, k, m] in its own type."""
 
-    dims: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int, int, int]
     a: np.ndarray
     b: np.ndarray
 
@@ -71,28 +81,31 @@ def factorise(packed: np.ndarray) -> Factors | None:
     """Return the factors of a packed weight, or None if it is no outer product in any of the layouts we know.
 
     Case 1: [blocks, ..., lanes]. Case 2: [..., channels]. Case 3: [first, ...]. Case 4: [blocks, ..., lanes, group].
-    Floats may differ from the product by rounding.
+    Case 5: [blocks, KH, KW, groups, registers, split, lanes, group] of `conv2d_int8`. Case 6: [blocks, KH, KW, groups,
+    pairs, 2, group] of `conv2d_mmla`. Floats may differ from the product by rounding.
     """
     shape = packed.shape
     if packed.size == 0 or packed.ndim < 2:
         return None
-    layouts = [(shape[0], -1, shape[-1], 1), (1, -1, shape[-1], 1), (shape[0], -1, 1, 1)]
+    layouts = [(shape[0], shape[-1], 1, 1, 1), (1, shape[-1], 1, 1, 1), (shape[0], 1, 1, 1, 1)]
     if packed.ndim > 3:
-        layouts.append((shape[0], -1, shape[-2], shape[-1]))
-    for layout in layouts:
-        n0, _, nl, q = layout
-        m = packed.size // (n0 * nl * q)
-        cube = packed.reshape(n0, m, nl, q)
-        matrix = cube.transpose(0, 2, 1, 3).reshape(n0 * nl, m * q).astype(np.float64)
+        layouts.append((shape[0], shape[-2], shape[-1], 1, 1))
+    if packed.ndim == 8:
+        layouts.append((shape[0], *shape[4:]))
+    if packed.ndim == 7:
+        layouts.append((shape[0], shape[4] * shape[5], shape[6], 1, 1))
+    for i, o, k, n, m in layouts:
+        dims = (i, packed.size // (i * o * k * n * m), o, k, n, m)
+        matrix = packed.reshape(dims).transpose(0, 2, 4, 1, 3, 5).reshape(i * o * n, -1).astype(np.float64)
         row, column = (int(v) for v in np.unravel_index(int(np.abs(matrix).argmax()), matrix.shape))
         pivot = matrix[row, column]
         if pivot == 0:
-            return Factors((n0, m, nl, q), np.zeros(n0 * nl, np.float32), np.zeros(m * q, np.float32))
+            return Factors(dims, *(np.zeros(size, np.float32) for size in matrix.shape))
         a, b = matrix[:, column], matrix[row] / pivot
         if packed.dtype.kind in "iu":
             a, b = _whole(a, b)
         if np.abs(np.outer(a, b) - matrix).max() <= (0 if packed.dtype.kind in "iu" else 1e-5 * abs(pivot)):
-            return Factors((n0, m, nl, q), a.astype(np.float32), b.astype(np.float32))
+            return Factors(dims, a.astype(np.float32), b.astype(np.float32))
     return None
 
 
@@ -104,6 +117,6 @@ def _whole(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def expand(factors: Factors, dtype: str) -> np.ndarray:
     """Return the flat packed weight, as the runner computes it."""
-    n0, m, nl, q = factors.dims
-    cube: np.ndarray = factors.a.reshape(n0, 1, nl, 1) * factors.b.reshape(1, m, 1, q)
+    i, j, o, k, n, m = factors.dims
+    cube: np.ndarray = factors.a.reshape(i, 1, o, 1, n, 1) * factors.b.reshape(1, j, 1, k, 1, m)
     return np.asarray(cube.astype(dtype)).reshape(-1)

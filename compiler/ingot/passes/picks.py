@@ -175,6 +175,15 @@ def epilogue_text(result: Expr, group: Sequence[Any]) -> str:
     return " ".join(words)
 
 
+def integer_text(w: Conv2DWorkload | DepthwiseWorkload | MatmulWorkload, stored: str, kind: str) -> str:
+    """Return the description of a layer of whole numbers, whose weights are of a `microkernels.weight_kind`."""
+    if isinstance(w, MatmulWorkload):
+        text = matmul_text(w, stored)
+    else:
+        text = conv2d_text(w, stored) if isinstance(w, Conv2DWorkload) else depthwise_text(w, stored)
+    return f"{text.replace(' ', '_int8 ', 1)} {kind}"
+
+
 def conv2d_text(w: Conv2DWorkload, stored: str) -> str:
     """Return the description of a convolution of one group; `stored` is the type of its input in memory."""
     return f"conv2d {stored} n{w.batch} h{w.height} w{w.width} i{w.in_channels} o{w.out_channels} {_window(w)}"

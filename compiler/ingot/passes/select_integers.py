@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tvm import relax
 
+from ingot.passes.picks import Chooser, integer_text
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shape_of, uses_of
 from ingot.passes.state import State
 from ingot.passes.template_call import call_function, call_template
 from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8
+from ingot.schedules.microkernels import weight_kind
 from ingot.schedules.padding import Dequantize
 
 _LINEAR = ("relax.nn.conv2d", "relax.matmul")
@@ -101,8 +103,8 @@ class IntegerLayers:
     A layer whose sums the model wants as int32 takes its bias and the cast with it: those calls are then `absorbed`.
     """
 
-    def __init__(self, state: State) -> None:
-        self.target = state.target
+    def __init__(self, state: State, choose: Chooser) -> None:
+        self.target, self.choose = state.target, choose
         self.sums = whole_sums(state)
         self.absorbed: set[Any] = set()
 
@@ -132,6 +134,8 @@ class IntegerLayers:
         choice = conv2d_int8.choose(workload, self.target, convert.dtype, ohwi)
         if choice is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
             return None
+        if isinstance(choice, conv2d_int8.Choice):
+            choice = self._searched(call, choice, workload, convert.dtype, ohwi)
         bias, out_dtype = self._chain(rewriter, call)
         function = conv2d_int8.primitive(workload, choice, convert, out_dtype, self.target)
         packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_chosen(ohwi, choice))
@@ -140,6 +144,22 @@ class IntegerLayers:
         ty = relax.TensorType(shape_of(call), out_dtype)
         name = "matmul_int8" if matrix else "conv2d_int8"
         return call_function(rewriter, name, function, [data, *constants], ty), workload.macs
+
+    def _searched(
+        self,
+        call: Any,  # noqa: ANN401
+        choice: conv2d_int8.Choice,
+        workload: conv2d.MatmulWorkload | conv2d.Conv2DWorkload,
+        stored: str,
+        weight: np.ndarray,
+    ) -> conv2d_int8.Choice:
+        """Return the choice with the config that is picked for it; tiles of AMX have one only."""
+
+        def space() -> list[conv2d.TileConfig]:
+            return conv2d_int8.variants(workload, self.target, choice.instruction)
+
+        text = integer_text(workload, stored, weight_kind(weight))
+        return replace(choice, config=self.choose(call, text, space, choice.config))
 
     def _chain(self, rewriter: Rewriter, call: Any) -> tuple[np.ndarray | None, str]:  # noqa: ANN401
         """Return the bias and the dtype that a layer takes from its readers, and absorb those."""
@@ -163,7 +183,12 @@ class IntegerLayers:
         if not (int(call.attrs.groups) == channels == weight.shape[0] and weight.shape[3] == 1 and whole):
             return None
         workload = depthwise.DepthwiseWorkload(channels=channels, **window_of(call, args))
-        config = depthwise_int8.default_config(workload, weight, self.target)
+        config = self.choose(
+            call,
+            integer_text(workload, convert.dtype, weight_kind(weight)),
+            lambda: depthwise_int8.configs(workload, weight, self.target),
+            depthwise_int8.default_config(workload, weight, self.target),
+        )
         bias, out_dtype = self._chain(rewriter, call)
         packed = depthwise_int8.pack_weight(weight, config, self.target)
         constants = [

@@ -118,6 +118,24 @@ def choose(
     return min(found, key=lambda choice: choice.cost, default=None)
 
 
+def variants(layer: Conv2DWorkload | MatmulWorkload, target: Target, used: Dot | Mmla) -> list[TileConfig]:
+    """Return the space of a search: every tile, in both orders, with all steps, and in groups that share a patch."""
+    workload = as_image(layer) if isinstance(layer, MatmulWorkload) else layer
+    if isinstance(used, Mmla):
+        return conv2d_mmla.configs(workload, target)
+    inner = grouped(workload, used)
+    found = []
+    for tile in conv2d.configs(inner, target):
+        blocks = ceil_div(inner.out_channels, tile.block)
+        groups = [1] if inner.pointwise else [g for g in (1, 2, 4, 8, blocks) if g <= blocks and blocks % g == 0]
+        steps = [u for u in (1, 2, 4, 8) if inner.in_channels % u == 0 and tile.pixels * u <= 64]
+        for unroll in dict.fromkeys((tile.unroll, *steps)):
+            found.append(replace(tile, unroll=unroll))
+            for order in (conv2d.POSITIONS_INNER, conv2d.CHANNELS_INNER):
+                found += [replace(tile, unroll=unroll, order=order, group=group) for group in dict.fromkeys(groups)]
+    return found
+
+
 def read_dtype(choice: Choice | conv2d_amx.Choice) -> str:
     """Return the dtype of data that the chosen instruction reads."""
     return choice.plan.tdp.data if isinstance(choice, conv2d_amx.Choice) else choice.instruction.data

@@ -51,6 +51,18 @@ def default_config(workload: DepthwiseWorkload, weight: np.ndarray, target: Targ
     return DepthwiseInt8Config(pixels, lanes, wide)
 
 
+def configs(workload: DepthwiseWorkload, weight: np.ndarray, target: Target) -> list[DepthwiseInt8Config]:
+    """Return the space of a search: tiles of up to 14 positions whose sums fit the registers."""
+    usual, regs = default_config(workload, weight, target), registers(target)
+    lanes = [n for n in (usual.lanes * 2, usual.lanes, usual.lanes // 2) if n > 0 and workload.channels % n == 0]
+    return [
+        DepthwiseInt8Config(pixels, n, usual.wide)
+        for n in lanes
+        for pixels in range(1, min(workload.out_width, 14) + 1)
+        if pixels == 1 or pixels * ceil_div(n, regs.lanes) < regs.count
+    ]
+
+
 def cost(workload: DepthwiseWorkload, config: DepthwiseInt8Config, target: Target) -> float:
     """Return the estimated cycles of one core, in the unit of `conv2d.cost`."""
     lanes = registers(target).lanes

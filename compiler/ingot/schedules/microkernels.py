@@ -90,6 +90,17 @@ DOTS: tuple[Dot, ...] = (
 )  # fmt: skip
 
 
+def weight_kind(weight: np.ndarray) -> str:
+    """Say which whole numbers weights (zero points subtracted) are: what instructions fit them depends on no more.
+
+    "q7": from -127 to 127; "q8": from -128; "u8": from 0 to 255; "q9": from -255 to 255, or anything else.
+    """
+    low, high = weight.min(initial=0), weight.max(initial=0)
+    if high <= 127:
+        return "q7" if low >= -127 else "q8" if low >= -128 else "q9"
+    return "u8" if low >= 0 and high <= 255 else "q9"
+
+
 def dots_of(target: Target) -> list[Dot]:
     """Return the instructions of a target that fill its registers, best first; the last ones take any weights."""
     lanes, found = registers(target).lanes, []
