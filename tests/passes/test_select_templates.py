@@ -107,12 +107,30 @@ def test_depthwise_with_a_multiplier_is_right(tmp_path):
     close(numbers(state, [x], tmp_path, "fuse")[0], want)
 
 
-def test_a_weight_known_at_run_time_only_keeps_the_operator(tmp_path):
-    state = selected({"x": (1, 6, 7, 4), "w": (5, 3, 3, 4)}, {}, convolution())
-    assert ops(state) == ["nn.conv2d"]
-    assert state.macs == 4 * 5 * 5 * 3 * 3 * 4
-    x, w = normal((1, 6, 7, 4)), normal((5, 3, 3, 4), 1)
+@pytest.mark.parametrize("channels", [1, 5, 16, 17, 40])
+def test_case_9_computed_weights_are_packed_at_run_time(tmp_path, channels):
+    state = selected({"x": (2, 6, 7, 4), "w": (channels, 3, 3, 4)}, {}, convolution())
+    assert templates(state) == ["conv2d"]
+    assert state.macs == 2 * 4 * 5 * channels * 3 * 3 * 4
+    x, w = normal((2, 6, 7, 4)), normal((channels, 3, 3, 4), 1)
     close(numbers(state, [x, w], tmp_path, "fuse")[0], nhwc(x, w))
+
+
+@pytest.mark.parametrize("channels", [3, 8, 20])
+def test_case_9_depthwise_correlation(tmp_path, channels):
+    state = selected({"x": (1, 9, 7, channels), "w": (channels, 5, 4, 1)}, {}, convolution(groups=channels))
+    assert templates(state) == ["depthwise"]
+    x, w = normal((1, 9, 7, channels)), normal((channels, 5, 4, 1), 1)
+    want = sum(x[:, i : i + 5, j : j + 4] * w[:, i, j, 0] for i in range(5) for j in range(4))
+    close(numbers(state, [x, w], tmp_path, "fuse")[0], want)
+
+
+def test_computed_weights_of_several_groups_keep_the_operator(tmp_path):
+    state = selected({"x": (1, 6, 7, 8), "w": (6, 3, 3, 4)}, {}, convolution(groups=2))
+    assert ops(state) == ["nn.conv2d"]
+    x, w = normal((1, 6, 7, 8)), normal((6, 3, 3, 4), 1)
+    want = np.concatenate([nhwc(x[..., :4], w[:3]), nhwc(x[..., 4:], w[3:])], -1)
+    close(numbers(state, [x, w], tmp_path, "fuse")[0], want)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import te, topi
+from tvm import relax, te, topi
 
 from ingot.passes.live import spare_bytes
 from ingot.passes.picks import Chooser, conv2d_text, depthwise_text, matmul_text
@@ -31,6 +31,7 @@ def select_templates(state: State) -> State:
     Case 6: conv2d of case 1 with 3x3 windows and stride 1, where that is estimated to be faster: `schedules.winograd`.
     Case 7: conv2d, matmul and take whose weights are stored in few bits: `passes.stored_weights`.
     Case 8: pools and convolutions that `nhwc_layout` left in NCHW: `schedules.planes`, `schedules.planes_product`.
+    Case 9: conv2d of cases 1 and 2 with computed weights, float32 and not of several groups: packed at run time.
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
     target, spare, choose = state.target, spare_bytes(state), Chooser(state)
@@ -80,10 +81,12 @@ def _conv2d(
     for dim in shape_of(call)[:3]:
         positions *= dim
     count = positions * out_channels * kh * kw * (channels // groups)
-    if weight is None or dtype_of(args[0]) != dtype_of(call) or dtype_of(args[1]) != dtype_of(call):
+    if dtype_of(args[0]) != dtype_of(call) or dtype_of(args[1]) != dtype_of(call):
         return None, count
     if reads_padding_alone(common, shape_of(call)[1:3]):  # loops without any load: nothing for a template
         return None, count
+    if weight is None:
+        return _computed_weights(rewriter, call, args, target), count
     base = str(getattr(args[1], "name", "weight"))
     data, convert = stored_of(rewriter, args[0])
     stored = convert.dtype if convert is not None else common["dtype"]
@@ -128,6 +131,30 @@ def _conv2d(
         tensors = depthwise.compute(depth, depth_config, convert)
         return call_template(rewriter, "depthwise_conv2d", tensors, [data, packed], call.ty), count
     return None, count
+
+
+def _computed_weights(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> Any:  # noqa: ANN401
+    """Case 9."""
+    weight, common = args[1], window_of(call, args)
+    (out, kh, kw, inner), channels = shape_of(weight), shape_of(args[0])[3]
+    if dtype_of(call) != "float32":
+        return None
+    if call.attrs.groups == channels == out and inner == 1:
+        depth = depthwise.DepthwiseWorkload(channels=channels, **common)
+        packed = relax.op.permute_dims(rewriter.emit(relax.op.reshape(weight, (out, kh, kw))), [1, 2, 0])
+        tensors = depthwise.compute(depth, depthwise.default_config(depth, target))
+        return call_template(rewriter, "depthwise_conv2d", tensors, [args[0], rewriter.emit(packed)], call.ty)
+    if call.attrs.groups != 1:
+        return None
+    workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out, **common)
+    config = conv2d.default_config(workload, target)
+    if out % config.block:
+        zeros = relax.op.zeros((config.block - out % config.block, kh, kw, inner), "float32")
+        weight = rewriter.emit(relax.op.concat([weight, rewriter.emit(zeros)], axis=0))
+    blocks = relax.op.reshape(weight, (-1, config.block, kh, kw, inner))
+    packed = relax.op.permute_dims(rewriter.emit(blocks), [0, 2, 3, 4, 1])
+    tensors = conv2d.compute(workload, config)
+    return call_template(rewriter, "conv2d", tensors, [args[0], rewriter.emit(packed)], call.ty)
 
 
 def _matmul(
