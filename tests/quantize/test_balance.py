@@ -92,17 +92,25 @@ def test_the_divided_model_computes_the_same(graph: Graph, tmp_path: Path) -> No
         assert not np.array_equal(before, after), "nothing was divided"
 
 
+def statistics(high: np.ndarray) -> ChannelStatistics:
+    """Return those of channels that go from 0 to their own end."""
+    found = ChannelStatistics(high.size)
+    for share in (0.0, 0.5, 1.0):
+        found.add(np.outer(np.array([0.0, share]), high), 1)
+    return found
+
+
 def test_the_estimate_follows_the_ranges(graph: Graph) -> None:
     pair: Pair = pairs_of(graph)[0]
-    even = ChannelStatistics(np.zeros(16), np.ones(16), np.full(16, 100.0), 400)
+    even = statistics(np.ones(16))
     assert choose({pair.data: even}, [pair]) == [], "a depthwise layer's channels of one range have nothing to gain"
     high = SPREAD.astype(np.float64)
-    uneven = ChannelStatistics(np.zeros(16), high, high**2 * 100, 400)
+    uneven = statistics(high)
     ((_, scales),) = choose({pair.data: uneven}, [pair])
     assert noise_of(pair, uneven, scales) < noise_of(pair, uneven, np.ones(16)) / 3
     assert np.ptp(np.log(high / scales)) < 0.5 * np.ptp(np.log(high)), "ranges come nearer to each other"
     high[3] = 0
-    ((_, scales),) = choose({pair.data: ChannelStatistics(np.zeros(16), high, high**2 * 100, 400)}, [pair])
+    ((_, scales),) = choose({pair.data: statistics(high)}, [pair])
     assert scales[3] == 1, "a channel that is always 0 stays"
 
 

@@ -87,7 +87,8 @@ def test_no_more_is_lost_than_allowed_and_the_report_says_how(net: Path) -> None
     assert kept and all(layer.decision == "float32" for layer in kept)
     quantised = [layer.sqnr_db for layer in report.layers if layer.decision == "int8"]
     assert not quantised or max(layer.sqnr_db for layer in kept) <= min(quantised), "the noisiest go first"
-    assert report.measured <= 1 + np.ceil(np.log2(len(report.layers))) + 1
+    # The model, the one with scale moved, the halving, and the best of it once more.
+    assert report.measured <= 2 + np.ceil(np.log2(len(report.layers))) + 1
     decoded = json.loads(report.as_json())
     assert [layer["name"] for layer in decoded["layers"]] == [layer.name for layer in report.layers]
     for text in (report.as_text(), report.as_html()):
@@ -108,7 +109,7 @@ def test_nothing_may_be_lost_at_all(net: Path, tmp_path: Path) -> None:
 def test_weights_and_sums_are_integers(net: Path) -> None:
     text = relax_after(net, "whole_numbers", precision="int8", calibrate={"x": small_samples(8)})
     assert text.count('dtype="int8"') >= 5
-    assert "w3_int8" in text
+    assert "w3_int8" in text or "w3_balanced_int8" in text
 
 
 def test_wrong_options_are_refused(net: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def pairs_of(graph: Graph) -> list[Pair]:
     for data in dict.fromkeys(layer.data for layer in graph.layers.values()):
         readers = [graph.layer_of.get(reader) for reader in graph.readers.get(data, [])]
         layers = [layer for layer in readers if layer is not None]
-        axes = {_data_axis(layer) for layer in layers}
+        axes = {layer.data_axis for layer in layers}
         if len(layers) < len(readers) or len(axes) != 1 or data in outputs:
             continue
         (axis,) = axes
@@ -65,13 +65,6 @@ def pairs_of(graph: Graph) -> list[Pair]:
         if path:
             found.append(Pair(data, axis, tuple(layers), path))
     return found
-
-
-def _data_axis(layer: Layer) -> int:
-    """Return the dimension of a layer's input that counts its channels."""
-    if layer.kind == "matmul":
-        return len(shape_of(layer.data)) - 1
-    return str(layer.call.attrs.data_layout).index("C")
 
 
 def _path(graph: Graph, data: Expr, axis: int, outputs: set[Expr]) -> tuple[Expr, ...]:
@@ -119,7 +112,7 @@ def scales_of(pair: Pair, seen: ChannelStatistics) -> Array | None:
     alpha is the one of least noise as `noise_of` estimates it. A depthwise layer's weights have a scale for each
     channel anyway: there the whole range moves. Channels that are always 0 stay.
     """
-    largest = np.maximum(np.abs(seen.low), np.abs(seen.high))
+    largest = np.maximum(np.abs(seen.above.first), np.abs(seen.below.first))
     live = largest > 0
     if live.sum() < 2:
         return None
@@ -153,8 +146,8 @@ def noise_of(pair: Pair, seen: ChannelStatistics, scales: Array) -> float:
 
     A step t rounds with noise t^2 / 12. X has one step, the weights of an output channel have another one.
     """
-    low, high = min(0.0, float((seen.low / scales).min())), max(0.0, float((seen.high / scales).max()))
-    step = ((high - low) / 255) ** 2 / 12
+    high, below = (max(0.0, float((end.first / scales).max())) for end in (seen.above, seen.below))
+    step = ((high + below) / 255) ** 2 / 12
     power = seen.squares / max(1, seen.count) / scales**2
     total = 0.0
     for layer in pair.readers:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ingot.quantize.affine import from_range
+from ingot.quantize.tails import NONE, Tail
 
 Array = np.ndarray[Any, Any]
 
@@ -23,16 +24,24 @@ _LEVELS = 256
 #: Bins over which the entropy calibrator averages.
 _SMOOTHED = 9
 #: Ends of the range that are tried, as shares of the largest value.
-_SHARES = np.concatenate([np.linspace(0.2, 0.9, 29), np.linspace(0.91, 1.0, 19)])
+_INSIDE = np.concatenate([np.linspace(0.2, 0.9, 29), np.linspace(0.91, 1.0, 19)])
+_SHARES = np.concatenate([_INSIDE, np.linspace(1.02, 2.0, 50), np.linspace(2.1, 4.0, 20)])
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What calibration saw of one scale's tensors: extremes, and counts in BINS equal bins between them."""
+    """What calibration saw of one scale's tensors: extremes, and counts in BINS equal bins between them.
+
+    above, below: how each channel may go on beyond its largest value, and beyond its smallest (negated). bounds: what
+    values can be at all.
+    """
 
     low: float
     high: float
     counts: Array
+    above: Tail = NONE
+    below: Tail = NONE
+    bounds: tuple[float, float] = (-np.inf, np.inf)
 
     @property
     def centres(self) -> Array:
@@ -78,7 +87,7 @@ def entropy(seen: Observed) -> Range:
     best, chosen = np.inf, (seen.low, seen.high)
     counts = np.convolve(seen.counts, np.full(_SMOOTHED, 1 / _SMOOTHED), "same")
     width = (seen.high - seen.low) / BINS
-    for share in _SHARES:
+    for share in _INSIDE:
         low, high = seen.low * share, seen.high * share
         first = int(np.clip(round((low - seen.low) / width), 0, BINS - 1))
         last = int(np.clip(round((high - seen.low) / width), first + 1, BINS))
@@ -109,21 +118,27 @@ def _divergence(p: Array, q: Array) -> float:
 def mse(seen: Observed) -> Range:
     """Return the range with the least mean squared error of a stored value (Banner et al. 2019, arXiv:1810.05723).
 
-    The two ends are searched for one after the other, on the histogram: between them the error of a step s is
-    s^2 / 12, outside it is the distance to the end.
+    The two ends are searched for one after the other, on the histogram and on the tails beyond it: between the ends the
+    error of a step s is s^2 / 12, outside it is the distance to the end.
     """
     centres, counts = seen.centres, seen.counts.astype(np.float64)
+
+    def best(ranges: list[Range]) -> Range:
+        errors = [
+            squared_error(centres, counts, span) + seen.above.error(span[1]) + seen.below.error(-span[0])
+            for span in ranges
+        ]
+        return ranges[int(np.argmin(errors))]
+
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     for _ in range(2):
         if seen.high > 0:
-            low, high = _best(centres, counts, [(low, high), *((low, seen.high * share) for share in _SHARES)])
+            ends = np.minimum(seen.high * _SHARES, max(seen.bounds[1], 0.0))
+            high = best([(low, float(end)) for end in ends])[1]
         if seen.low < 0:
-            low, high = _best(centres, counts, [(low, high), *((seen.low * share, high) for share in _SHARES)])
+            ends = np.maximum(seen.low * _SHARES, min(seen.bounds[0], 0.0))
+            low = best([(float(end), high) for end in ends])[0]
     return low, high
-
-
-def _best(centres: Array, counts: Array, ranges: list[Range]) -> Range:
-    return ranges[int(np.argmin([squared_error(centres, counts, r) for r in ranges]))]
 
 
 def squared_error(centres: Array, counts: Array, span: Range) -> float:

@@ -87,6 +87,13 @@ class Layer:
         return channel_axis(self.call)
 
     @property
+    def data_axis(self) -> int:
+        """Return the dimension of the input that counts input channels."""
+        if self.kind == "matmul":
+            return len(shape_of(self.data)) - 1
+        return str(self.call.attrs.data_layout).index("C")
+
+    @property
     def channels(self) -> int:
         """Return the number of output channels."""
         return int(self.weight.shape[self.out_axis])
@@ -188,6 +195,36 @@ class Graph:
 
 def _window(weight: np.ndarray, layout: str) -> int:
     return int(weight.shape[layout.index("H")]) * int(weight.shape[layout.index("W")])
+
+
+def bounds_of(graph: Graph) -> dict[Expr, tuple[float, float]]:
+    """Return what the values of a variable can be at all, where operators say so: clips, and what moves or averages."""
+    found: dict[Expr, tuple[float, float]] = {}
+    for var, call, name in graph.walk():
+        reads = [found.get(read, _ANYTHING) for read in graph.reads(call)]
+        if name in _CLIPPING and len(reads) == 1:
+            (low, high), (least, most) = reads[0], _clipped(graph, call, name)
+            found[var] = (min(max(low, least), most), max(min(high, most), least))
+        elif reads and (name in SAME or name in _AVERAGING or isinstance(call, relax.TupleGetItem)):
+            found[var] = (min(low for low, _ in reads), max(high for _, high in reads))
+    return found
+
+
+_ANYTHING = (-np.inf, np.inf)
+_CLIPPING = frozenset(f"relax.{name}" for name in ("clip", "nn.relu", "sigmoid", "tanh", "maximum", "minimum"))
+_AVERAGING = frozenset(f"relax.{name}" for name in ("mean", "nn.avg_pool2d", "nn.adaptive_avg_pool2d"))
+
+
+def _clipped(graph: Graph, call: Expr, name: str) -> tuple[float, float]:
+    """Return the bounds that one operator sets."""
+    if name == "relax.clip":
+        return float(call.args[1].value), float(call.args[2].value)
+    if name in ("relax.maximum", "relax.minimum"):
+        values = [value for arg in call.args if (value := graph.constant(arg)) is not None]
+        if not values or not values[0].size:
+            return _ANYTHING
+        return (float(values[0].min()), np.inf) if name == "relax.maximum" else (-np.inf, float(values[0].max()))
+    return {"relax.nn.relu": (0.0, np.inf), "relax.sigmoid": (0.0, 1.0), "relax.tanh": (-1.0, 1.0)}[name]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +12,10 @@ from ingot.frontend.interface import Imported, TensorSpec
 from ingot.passes.rewriter import Rewriter, shape_of
 from ingot.passes.state import State
 from ingot.quantize.affine import Affine
-from ingot.quantize.calibrators import BINS, Observed
+from ingot.quantize.calibrators import BINS, Observed, Range
 from ingot.quantize.graph import Expr, Layer, Placement
 from ingot.quantize.patches import Moments, take
+from ingot.quantize.tails import Ends, joined
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -41,25 +42,20 @@ class Samples(Protocol):
         """Read them one at a time."""
 
 
-@dataclass
 class ChannelStatistics:
-    """Extremes and mean square of each channel of a tensor, over samples."""
+    """Both ends of each channel of a tensor, and its mean square, over samples."""
 
-    low: Array = field(repr=False)
-    high: Array = field(repr=False)
-    squares: Array = field(repr=False)
-    count: int = 0
+    def __init__(self, channels: int) -> None:
+        self.above, self.below = Ends(channels), Ends(channels)
+        self.squares = np.zeros(channels)
+        self.count = 0
 
-    @staticmethod
-    def empty(channels: int) -> ChannelStatistics:
-        """Return statistics of no value."""
-        return ChannelStatistics(np.full(channels, np.inf), np.full(channels, -np.inf), np.zeros(channels))
-
-    def add(self, value: Array, axis: int) -> None:
-        """Take in a tensor whose dimension `axis` counts the channels."""
-        rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
-        self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
-        self.squares += np.square(rows, dtype=np.float64).sum(0)
+    def add(self, value: Array, axis: int | None) -> None:
+        """Take in one sample's tensor whose dimension `axis` counts the channels; None if it has one channel."""
+        rows = value.reshape(-1, 1) if axis is None else np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+        self.above.add(rows.max(0))
+        self.below.add(-rows.min(0))
+        self.squares += np.einsum("nc,nc->c", rows, rows, dtype=np.float64)
         self.count += len(rows)
 
 
@@ -113,39 +109,49 @@ class Observer:
             yield values.__getitem__
         self.tick(doing, total, total)
 
-    def extremes(self) -> dict[int, tuple[float, float]]:
-        """Return the smallest and the largest value of each scale's tensors."""
-        found: dict[int, tuple[float, float]] = {}
+    def channels(self, axes: Mapping[Expr, int]) -> dict[Expr, ChannelStatistics]:
+        """Return the ends and powers of each stored tensor's channels, given the dimension that counts them, if any."""
+        found: dict[Expr, ChannelStatistics] = {}
         for value in self._each("ranges"):
             for var in self.placement.stored:
-                array, group = value(var), self.placement.group[var]
-                low, high = found.get(group, (np.inf, -np.inf))
-                found[group] = (min(low, float(array.min())), max(high, float(array.max())))
+                array, axis = value(var), axes.get(var)
+                if var not in found:
+                    found[var] = ChannelStatistics(1 if axis is None else array.shape[axis])
+                found[var].add(array, axis)
         return found
 
-    def histograms(self, extremes: Mapping[int, tuple[float, float]]) -> dict[int, Observed]:
-        """Return the histogram of each scale's tensors between their extremes."""
-        counts = {group: np.zeros(BINS, np.int64) for group in extremes}
+    def histograms(
+        self, channels: Mapping[Expr, ChannelStatistics], bounds: Mapping[Expr, Range]
+    ) -> dict[int, Observed]:
+        """Return the histogram of each scale's tensors between their extremes, and the tails of their channels.
+
+        bounds: what values of a tensor can be at all.
+        """
+        extremes, observed = {}, {}
+        for group, members in self.placement.members.items():
+            above, below = ([getattr(channels[var], end) for var in members] for end in ("above", "below"))
+            low, high = -max(float(one.first.max()) for one in below), max(float(one.first.max()) for one in above)
+            limits = [bounds.get(var, (-np.inf, np.inf)) for var in members]
+            extremes[group] = (low, high)
+            observed[group] = Observed(
+                low,
+                high,
+                np.zeros(BINS),
+                above=joined(above),
+                below=joined(below),
+                bounds=(min(one[0] for one in limits), max(one[1] for one in limits)),
+            )
         for value in self._each("histograms"):
             for var in self.placement.stored:
                 group = self.placement.group[var]
                 low, high = extremes[group]
                 array = value(var).reshape(-1)
-                array = array[:: max(1, array.size // _COUNTED)]
+                stride = max(1, array.size // _COUNTED)
                 if high > low:
-                    bins = (array - np.float32(low)) * np.float32(BINS / (high - low))
-                    counts[group] += np.bincount(np.clip(bins, 0, BINS - 1).astype(np.int64), minlength=BINS)
-        return {group: Observed(*extremes[group], counts[group]) for group in extremes}
-
-    def channels(self, axes: Mapping[Expr, int]) -> dict[Expr, ChannelStatistics]:
-        """Return extremes and powers of the channels of watched tensors, given the dimension that counts them."""
-        found: dict[Expr, ChannelStatistics] = {}
-        watched = {var: axis for var, axis in axes.items() if var in self.placement.group}
-        for value in self._each("channels") if watched else ():
-            for var, axis in watched.items():
-                array = value(var)
-                found.setdefault(var, ChannelStatistics.empty(array.shape[axis])).add(array, axis)
-        return found
+                    bins = (array[::stride] - np.float32(low)) * np.float32(BINS / (high - low))
+                    where = np.clip(bins, 0, BINS - 1).astype(np.int64)
+                    observed[group].counts[:] += stride * np.bincount(where, minlength=BINS)
+        return observed
 
     def moments(self, layers: Sequence[Layer], affine: Mapping[Expr, Affine] | None) -> dict[str, Moments]:
         """Return the moments of each layer's input patches, at positions drawn with a fixed seed.

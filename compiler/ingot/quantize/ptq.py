@@ -11,7 +11,7 @@ from ingot.passes.state import State
 from ingot.quantize.affine import Affine, Array, from_range
 from ingot.quantize.balance import balanced, choose, pairs_of
 from ingot.quantize.calibrators import CALIBRATORS, range_of
-from ingot.quantize.graph import Expr, Graph, place
+from ingot.quantize.graph import Expr, Graph, bounds_of, place
 from ingot.quantize.insert import insert
 from ingot.quantize.observe import Build, Observer, Samples, Tick, run_on
 from ingot.quantize.prepare import prepare, unquantized
@@ -22,9 +22,9 @@ from ingot.quantize.weights import QuantizedWeights, quantize_layer
 from ingot.schedules.conv2d_int8 import preferred_activation
 from ingot.target import Target
 
-#: The calibrator that tries those of TRIED and keeps the one whose model has the least output error on the samples.
-AUTO = "auto"
-TRIED = ("mse", "minmax")
+#: Stands for the calibrator that is best on samples which calibration has not seen. It is not searched for: on the
+#: samples themselves narrow ranges look better than they are.
+AUTO, CHOSEN = "auto", "mse"
 #: Samples on which whole models are compared, at most.
 _COMPARED = 100
 
@@ -77,13 +77,9 @@ class _Plan:
         self.slow = frozenset(name for name, one in self.estimates.items() if one is not None and not one.pays)
         self.placement = place(self.graph, self.slow)
         self.observer = Observer(state, self.placement, samples, build, tick)
-        self.seen = self.observer.histograms(self.observer.extremes())
-
-    def best(self, calibrators: Sequence[str], compared: _Compared) -> _Candidate:
-        """Return the way whose model has the least error."""
-        tried = [self._candidate(name) for name in calibrators]
-        tried = [replace(one, error=compared.error(self.model(one))) for one in tried]
-        return min(tried, key=lambda one: one.error)
+        axes = {layer.data: layer.data_axis for layer in self.graph.layers.values()}
+        self.channels = self.observer.channels(axes)
+        self.seen = self.observer.histograms(self.channels, bounds_of(self.graph))
 
     def model(self, candidate: _Candidate, in_float: frozenset[str] = frozenset()) -> Imported:
         """Return the quantised model with the named layers left in float besides the slow ones."""
@@ -91,11 +87,10 @@ class _Plan:
 
     def balanced(self) -> tuple[State, int]:
         """Return the program with scale moved between layers where that should pay, and between how many."""
-        pairs = pairs_of(self.graph)
-        chosen = choose(self.observer.channels({pair.data: pair.axis for pair in pairs}), pairs)
+        chosen = choose(self.channels, pairs_of(self.graph))
         return balanced(self.graph, chosen), len(chosen)
 
-    def _candidate(self, calibrator: str) -> _Candidate:
+    def candidate(self, calibrator: str, compared: _Compared) -> _Candidate:
         """Quantise every layer that reads a stored tensor, with one calibrator's ranges."""
         placement, dtype = self.placement, preferred_activation(self.target)
         groups = {group: from_range(*range_of(one, calibrator), dtype) for group, one in self.seen.items()}
@@ -107,7 +102,8 @@ class _Plan:
             layer.name: layer_noise(layer, moments[layer.name], affine[layer.data], weights[layer.name])
             for layer in layers
         }
-        return _Candidate(calibrator, affine, weights, noise)
+        found = _Candidate(calibrator, affine, weights, noise)
+        return replace(found, error=compared.error(self.model(found)))
 
 
 def quantize(
@@ -123,12 +119,12 @@ def quantize(
     check(options)
     plan = _Plan(unquantized(prepare(imported, target)), target, samples, build, tick)
     compared = _Compared(plan.observer.reference[:_COMPARED], samples, options, build, tick)
-    best = plan.best(TRIED if options.calibrator == AUTO else (options.calibrator,), compared)
-    before, pairs = best.error, 0
+    best = plan.candidate(CHOSEN if options.calibrator == AUTO else options.calibrator, compared)
+    plain, pairs = (plan, best), 0
     state, found = plan.balanced()
     if found:
         other = _Plan(state, target, samples, build, tick)
-        instead = other.best((best.calibrator,), compared)
+        instead = other.candidate(best.calibrator, compared)
         if instead.error < best.error:
             plan, best, pairs = other, instead, found
     harmful: frozenset[str] = frozenset()
@@ -136,6 +132,9 @@ def quantize(
         limit = options.max_drop
         order = sorted(best.weights, key=lambda name: -best.noise[name])
         harmful = fewest(order, lambda names: compared.drop(plan.model(best, names)) <= limit)
+        if len(harmful) == len(order):  # the float model as it was, to the last bit
+            (plan, best), pairs = plain, 0
+            harmful = frozenset(best.weights)
     done = plan.model(best, harmful)
     left = [name for name in plan.graph.layers if name in best.weights and name not in harmful]
     report = Report(
@@ -148,7 +147,7 @@ def quantize(
         metric=compared.metric,
         measured=compared.built,
         balanced=pairs,
-        gained_db=round(decibels(best.error**2) - decibels(before**2), 2),
+        gained_db=round(decibels(best.error**2) - decibels(plain[1].error ** 2), 2),
     )
     return replace(done, notices=(*done.notices, *_notices(plan.graph, plan.slow, harmful, left))), report
 
@@ -166,10 +165,11 @@ class _Compared:
         self._outputs: dict[bytes, list[list[Array]]] = {}
 
     def outputs(self, model: Imported) -> list[list[Array]]:
-        """Compile a model for this machine and run the samples; the same model is run once."""
+        """Compile a model for this machine and run the samples; neither of the last two models is run again."""
         key = str(model.module.script(show_meta=True)).encode()
         if key not in self._outputs:
-            self._outputs = {key: run_on(model, self.samples, len(self.reference), self._build, self._tick)}
+            self._outputs = dict(list(self._outputs.items())[-1:])
+            self._outputs[key] = run_on(model, self.samples, len(self.reference), self._build, self._tick)
             self.built += 1
         return self._outputs[key]
 
