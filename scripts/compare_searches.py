@@ -15,6 +15,7 @@ import random
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(REPO / "compiler"))
 
 if TYPE_CHECKING:
     from ingot.autotune.pool import LocalPool
+    from ingot.autotune.search import Sample
     from ingot.target import Target
 
 BATCH = 4
@@ -87,8 +89,12 @@ def replay(
     target: Target,
     strategy: str,
     seed: int,
+    known: Sequence[Sample] = (),
 ) -> list[float]:
-    """Return the best ratio after each trial of one strategy that searches the measured configs."""
+    """Return the best ratio after each trial of one strategy that searches the measured configs.
+
+    known: what the ranking has learned before, from other tasks.
+    """
     from ingot.autotune.search import Ranker, Search
     from ingot.autotune.space import Space
 
@@ -98,6 +104,8 @@ def replay(
     else:
         random.Random(seed).shuffle(configs)  # noqa: S311 - no secret
     ranker = Ranker(target, seed) if strategy == "model" else None
+    if ranker is not None:
+        ranker.learn(known)
     search = Search(key, Space(configs), default, target, strategy, ranker, seed)
     best, curve = 1.0, []
     while batch := search.propose(BATCH):
