@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,11 @@ def test_the_end_of_the_tuner_ends_the_run(board: Sshd, batch: Batch, end: signa
         open_board({board.url!r}, load_target("native")).run(Path(sys.argv[1]), ["hang"], 60)
     """
     tuner = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), str(batch())], stderr=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-c", textwrap.dedent(code), str(batch())],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        # A run in the background of a script ignores Ctrl-C, and so would its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     board.wait_for_run()
     start = time.monotonic()
