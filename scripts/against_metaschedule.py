@@ -17,7 +17,6 @@ Searches that DIR holds from an earlier run are not repeated. --write puts the t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -32,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tuned import processor
+from tuned import put_table
 
 os.environ["TVM_NUM_THREADS"] = "1"
 REPO = Path(__file__).resolve().parent.parent
@@ -270,17 +269,6 @@ def row(layer: Layer, options: argparse.Namespace, folder: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def publish(rows: list[str], options: argparse.Namespace) -> None:
-    """Put the table into the page."""
-    text = PAGE.read_text("utf-8")
-    before, rest = text.split(BEGIN, 1)
-    note = (
-        f"{datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}, {processor()}, one thread, "
-        f"`--trials {options.trials} --target {options.target}`."
-    )
-    PAGE.write_text("\n".join([f"{before}{BEGIN}", *HEAD, *rows, "", note, f"{END}{rest.split(END, 1)[1]}"]), "utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=64)
@@ -297,7 +285,8 @@ def main() -> int:
             rows.append(row(layer, options, folder / str(layer.size)))
             print(rows[-1], flush=True)
         if options.write:
-            publish(rows, options)
+            how = f"one thread, `--trials {options.trials} --target {options.target}`"
+            put_table(PAGE, (BEGIN, END), [*HEAD, *rows], how)
     return 0
 
 

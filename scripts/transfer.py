@@ -12,7 +12,6 @@ the seeds.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compare_searches import replay
-from tuned import processor
+from tuned import put_table
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "compiler"))
@@ -109,15 +108,6 @@ def row(model: Path, tables: Tables, target: Target, seeds: int) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def publish(rows: list[str], options: argparse.Namespace) -> None:
-    """Put the table into the page."""
-    text = PAGE.read_text("utf-8")
-    before, rest = text.split(BEGIN, 1)
-    day = f"{datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}"
-    note = f"{day}, {processor()}, one thread, `--target {options.target} --seeds {options.seeds}`."
-    PAGE.write_text("\n".join([f"{before}{BEGIN}", *HEAD, *rows, "", note, f"{END}{rest.split(END, 1)[1]}"]), "utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
@@ -133,7 +123,8 @@ def main() -> int:
     rows = [row(model, tables, target, options.seeds) for model in options.models]
     print(*HEAD, *rows, sep="\n")
     if options.write:
-        publish(rows, options)
+        how = f"one thread, `--target {options.target} --seeds {options.seeds}`"
+        put_table(PAGE, (BEGIN, END), [*HEAD, *rows], how)
     return 0
 
 

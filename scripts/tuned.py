@@ -115,19 +115,22 @@ def processor() -> str:
     return f"{len(words)} cores of {words[0]}" if words else "an unnamed CPU"
 
 
+def put_table(page: Path, marks: tuple[str, str], lines: list[str], how: str) -> None:
+    """Put a table between two marks of a page, with the day, this machine and how it was made."""
+    before, rest = page.read_text("utf-8").split(marks[0], 1)
+    note = f"{datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}, {processor()}, {how}."
+    after = rest.split(marks[1], 1)[1]
+    page.write_text("\n".join([f"{before}{marks[0]}", *lines, "", note, f"{marks[1]}{after}"]), "utf-8")
+
+
 def publish(path: Path, row: Row, target: str) -> None:
     """Put the row into the table of `path`, in place of an earlier one of the same model and threads."""
-    text = path.read_text()
-    before, rest = text.split(BEGIN, 1)
-    table, after = rest.split(END, 1)
+    table = path.read_text("utf-8").split(BEGIN, 1)[1].split(END, 1)[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and line != HEAD[0]]
     rows = [line for line in rows if not line.startswith(f"| {row.model} | {row.threads} |")] + [str(row)]
     gains = [float(line.split("|")[9]) for line in rows]
-    note = (
-        f"{datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}, {processor()}, `--target {target}`; "
-        f"geometric mean {geometric_mean(gains):.2f}."
-    )
-    path.write_text("\n".join([f"{before}{BEGIN}", *HEAD, *rows, "", note, f"{END}{after}"]))
+    how = f"`--target {target}`; geometric mean {geometric_mean(gains):.2f}"
+    put_table(path, (BEGIN, END), [*HEAD, *rows], how)
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ from ingot.schedules import amx, conv2d_amx, written
 from ingot.schedules.amx import ALL, INTEGERS, TDPBF16, Block, Tdp
 from ingot.schedules.apply import schedule_function
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload
-from ingot.schedules.conv2d_amx import AmxConfig
 from ingot.schedules.half import BF16
 from ingot.schedules.statements import integer, loop_over, realized
 from ingot.target import Target, load_target
@@ -256,7 +255,7 @@ def test_what_a_step_costs() -> None:
     choice = conv2d_amx.choose(layer, TDPBF16, board())
     assert choice is not None
     assert not choice.plan.copied
-    assert choice.config == AmxConfig(2, 2, 16, 32, 16)
+    assert choice.config == Block(2, 2, 16, 32, 16)
     for small in (MatmulWorkload((8,), 256, 64, "float32"), MatmulWorkload((64,), 31, 64, "float32")):
         assert conv2d_amx.choose(small, TDPBF16, board()) is None
     # 148 bytes are 37 groups, a prime number: a copy with more channels takes fewer steps.

@@ -10,6 +10,7 @@ from tvm import s_tir, tirx
 
 from ingot.errors import CompilerError
 from ingot.schedules import (
+    amx,
     attention,
     batch_matmul,
     conv2d,
@@ -47,8 +48,8 @@ TEMPLATES: dict[str, Template] = {
     "conv2d": Template(conv2d.TileConfig, conv2d.schedule, conv2d.finish),
     "conv2d_int8": Template(conv2d.TileConfig, conv2d_int8.schedule, conv2d_int8.finish),
     conv2d_half.TEMPLATE: Template(conv2d.TileConfig, conv2d_half.schedule, conv2d_half.finish),
-    conv2d_amx.TEMPLATE: Template(conv2d_amx.AmxConfig, written.schedule, written.finish),
-    conv2d_amx.HALF_TEMPLATE: Template(conv2d_amx.AmxConfig, written.schedule, written.finish),
+    conv2d_amx.TEMPLATE: Template(amx.Block, written.schedule, written.finish),
+    conv2d_amx.HALF_TEMPLATE: Template(amx.Block, written.schedule, written.finish),
     conv2d_mmla.TEMPLATE: Template(conv2d.TileConfig, conv2d_mmla.schedule, conv2d_mmla.finish),
     conv2d_mmla.HALF_TEMPLATE: Template(conv2d.TileConfig, conv2d_mmla.schedule, conv2d_mmla.finish),
     "depthwise": Template(depthwise.DepthwiseConfig, depthwise.schedule, depthwise.finish),

@@ -24,6 +24,7 @@ from ingot.schedules import amx, written
 from ingot.schedules.amx import INTEGERS, TDPBF16, TILE_ROWS, TILES, Block, Tdp
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, unravel
 from ingot.schedules.half import BF16, Half
+from ingot.schedules.microkernels import weight_kind
 from ingot.schedules.statements import Expr, Stmt, integer, lanes_of, loop_over, named, unrolled, with_buffers
 from ingot.schedules.vector import DTYPE_BYTES, annotate_block, ceil_div, lanes_for, largest_divisor, registers
 from ingot.schedules.written import STORE_ROW
@@ -38,22 +39,6 @@ _NEAR, _FAR = 64, 32
 _UNIT = 2.0
 #: Units of a task's beginning and end, and of one more kernel before the first.
 _TASK, _KERNEL = 100, 6000
-
-
-@dataclass(frozen=True)
-class AmxConfig:
-    """A task's block of tiles, as `amx.Block` has it: down x across tiles, of rows x k times k x n."""
-
-    down: int
-    across: int
-    rows: int
-    k: int
-    n: int
-
-    @property
-    def block(self) -> Block:
-        """Return the block of a step."""
-        return Block(self.down, self.across, self.rows, self.k, self.n)
 
 
 @dataclass(frozen=True)
@@ -126,10 +111,9 @@ class Plan:
 
 def tdp_of(target: Target, stored: str, weight: np.ndarray) -> Tdp | None:
     """Return the target's instruction for `stored` data, uint8 or int8, and these whole-number weights, or None."""
-    low, high = weight.min(initial=0), weight.max(initial=0)
     if not np.all(weight == np.rint(weight)):
         return None
-    kind = "int8" if low >= -128 and high <= 127 else "uint8" if low >= 0 and high <= 255 else ""
+    kind = {"q7": "int8", "q8": "int8", "u8": "uint8"}.get(weight_kind(weight))
     fitting = (t for t in INTEGERS if t.feature in target.features and (t.data, t.weight) == (stored, kind))
     return next(fitting, None)
 
@@ -144,7 +128,7 @@ class Choice:
     """A layer's plan and block of tiles, and its estimated cycles of one core in the unit of `conv2d.cost`."""
 
     plan: Plan
-    config: AmxConfig
+    config: Block
     cost: float
 
 
@@ -180,15 +164,15 @@ def _depth(plan: Plan) -> int:
     return largest_divisor(plan.run // plan.tdp.group, TILE_ROWS) * plan.tdp.group
 
 
-def configs(plan: Plan) -> list[AmxConfig]:
+def configs(plan: Plan) -> list[Block]:
     """Return the space of a plan: every block of tiles that fits the tile registers, the largest first."""
     rows, n, k = ceil_div(plan.width, plan.columns), min(TILE_ROWS, plan.workload.out_channels), _depth(plan)
     found = [
-        AmxConfig(down, across, rows, k, n)
+        Block(down, across, rows, k, n)
         for down in range(1, min(3, plan.row_tiles) + 1)
         for across in range(1, min(3, plan.channel_tiles) + 1)
     ]
-    return sorted((c for c in found if c.block.tiles <= TILES), key=lambda c: -c.block.tiles)
+    return sorted((c for c in found if c.tiles <= TILES), key=lambda c: -c.tiles)
 
 
 def fits(plan: Plan) -> bool:
@@ -198,13 +182,13 @@ def fits(plan: Plan) -> bool:
     return w.positions >= MIN_POSITIONS and depth >= MIN_BYTES and w.batch > 0 and w.groups == 1
 
 
-def cost(plan: Plan, config: AmxConfig, target: Target) -> float:
+def cost(plan: Plan, config: Block, target: Target) -> float:
     """Return the estimated cycles of one core, in the unit of `conv2d.cost`.
 
     A product takes a cycle for each of its rows, and the next one into the same sums waits for it; loads take what the
     caches give. The instruction's times are Intel's (optimisation manual, chapter on AMX), measured on no machine here.
     """
-    b, size = config.block, DTYPE_BYTES[plan.tdp.data]
+    b, size = config, DTYPE_BYTES[plan.tdp.data]
     steps = _steps(plan)
     weights = b.across * b.k * b.n * size
     near = weights * steps <= target.cache.l1d_kib * 512
@@ -219,13 +203,13 @@ def cost(plan: Plan, config: AmxConfig, target: Target) -> float:
     return tasks * task + copy
 
 
-def _firsts(plan: Plan, config: AmxConfig) -> list[int]:
+def _firsts(plan: Plan, config: Block) -> list[int]:
     """Return the first output channel of each tile."""
     last = plan.workload.out_channels - config.n
     return [min(TILE_ROWS * tile, last) for tile in range(plan.channel_tiles)]
 
 
-def pack_weight(weight: np.ndarray, plan: Plan, config: AmxConfig) -> np.ndarray:
+def pack_weight(weight: np.ndarray, plan: Plan, config: Block) -> np.ndarray:
     """Pack OHWI weights, of the instruction's dtype, to [tile][runs][steps][k/g][n][g]; copied channels are zeros."""
     co, kh, kw, ci = weight.shape
     padded = np.zeros((co, kh, kw, plan.channels), plan.tdp.weight)
@@ -236,7 +220,7 @@ def pack_weight(weight: np.ndarray, plan: Plan, config: AmxConfig) -> np.ndarray
     return np.ascontiguousarray(np.stack(tiles))
 
 
-def primitive(plan: Plan, config: AmxConfig, target: Target, padding: int = 0, corrected: str | None = None) -> Expr:
+def primitive(plan: Plan, config: Block, target: Target, padding: int = 0, corrected: str | None = None) -> Expr:
     """Return the PrimFunc (data, packed weight, output) of one layer.
 
     padding: what lies around the image, as it is stored. corrected: the dtype of an output of integers, to whose sums
@@ -309,7 +293,7 @@ class _Layer:
     """Writes the nest of the product."""
 
     plan: Plan
-    config: AmxConfig
+    config: Block
     image: Expr
     weight: Expr
     correction: Expr | None
@@ -356,7 +340,7 @@ class _Layer:
     def _task(self, positions: list[tuple[Expr, Expr, Expr]], column: Expr, channels: Sequence[Expr]) -> Stmt:
         """Return one task; positions: (x, y, image) of each tile's first row."""
         p, c, w = self.plan, self.config, self.plan.workload
-        block, (sh, sw), (dh, dw) = c.block, w.strides, w.dilation
+        (sh, sw), (dh, dw) = w.strides, w.dilation
         if p.joined:
             sh = sw = 1
         stride = sw * p.channels * DTYPE_BYTES[p.tdp.data]
@@ -371,15 +355,15 @@ class _Layer:
             zero = integer(0)
             run = ry * across + rx
             weights = [amx.address(self.weight, [column + j, run, s, zero, zero, zero]) for j in range(c.across)]
-            return amx.step(p.tdp, block, sums, data, stride, weights)
+            return amx.step(p.tdp, c, sums, data, stride, weights)
 
         def steps(ry: Expr) -> Stmt:
             return loop_over(across, lambda rx: loop_over(p.run // c.k, lambda s: step(ry, rx, s), "step"), "rx")
 
         body = [
-            amx.zero(p.tdp, block, sums),
+            amx.zero(p.tdp, c, sums),
             loop_over(p.window[0], steps, "ry"),
-            amx.store(p.tdp, block, sums),
+            amx.store(p.tdp, c, sums),
             *(self._store(sums, i, place, channels) for i, place in enumerate(positions)),
         ]
         return with_buffers([sums], tirx.SeqStmt(body), "task")
