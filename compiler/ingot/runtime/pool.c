@@ -1,7 +1,9 @@
 /* pool.c: the threads of one model instance.
  *
  * The caller of `run` is thread 0; the others wait at their own gate. A job is one kernel, cut into contiguous equal
- * parts, one for each; the caller does those that nobody has begun. Nothing here allocates after rt_pool_start.
+ * parts, one for each thread, and each part into pieces. A thread that has done its part takes pieces of the others':
+ * a core that is slower, interrupted or asleep holds nobody up for longer than a piece. Who computes a piece does not
+ * change its bits. Nothing here allocates after rt_pool_start.
  */
 
 #include <signal.h>
@@ -9,6 +11,9 @@
 
 /* How long a waiting thread spins at first: longer than the gap between two kernels, shorter than a time slice. */
 #define RT_SPIN_NS 100000
+
+/* Pieces of a part: the last one is waited for, and each costs an atomic increment and a call. */
+#define RT_PIECES 8
 
 /* Kernels keep at most a few KiB on the stack; a thread's static TLS and a signal frame with tiles must fit as well. */
 #define RT_STACK_BYTES ((size_t)1 << 20)
@@ -72,10 +77,25 @@ static void rt_gate_wake(rt_gate *gate) {
 
 /* ---- jobs --------------------------------------------------------------------------------------------------- */
 
-static void rt_pool_part(const rt_pool *pool, int32_t part) {
-    int32_t begin = pool->begin + (int32_t)((int64_t)pool->extent * part / pool->parts);
-    int32_t end = pool->begin + (int32_t)((int64_t)pool->extent * (part + 1) / pool->parts);
-    pool->step(pool->frame, begin, end);
+/* Takes the next piece of a part; false if none is left. */
+static bool rt_pool_take(rt_pool *pool, int32_t part, int64_t *piece) {
+    atomic_int *taken = part ? &pool->workers[part - 1].taken : &pool->taken;
+    if (atomic_load_explicit(taken, memory_order_relaxed) >= pool->pieces) return false;
+    int32_t index = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
+    *piece = (int64_t)part * pool->pieces + index;
+    return index < pool->pieces;
+}
+
+/* A thread's share of a job: its own part, then what is left of those behind it. */
+static void rt_pool_work(rt_pool *pool, int32_t own) {
+    const int64_t pieces = (int64_t)pool->parts * pool->pieces;
+    int64_t piece;
+    for (int32_t i = 0; i < pool->parts; i++) {
+        int32_t part = own + i < pool->parts ? own + i : own + i - pool->parts;
+        while (rt_pool_take(pool, part, &piece))
+            pool->step(pool->frame, pool->begin + (int32_t)(pool->extent * piece / pieces),
+                       pool->begin + (int32_t)(pool->extent * (piece + 1) / pieces));
+    }
 }
 
 static void *rt_worker_main(void *argument) {
@@ -83,9 +103,9 @@ static void *rt_worker_main(void *argument) {
     rt_pool *pool = worker->pool;
     for (;;) {
         rt_gate_wait(&worker->go, 1, pool->spin);
-        if (!atomic_exchange(&worker->go.value, 0)) continue; /* too late: the caller has taken this part */
+        if (!atomic_exchange(&worker->go.value, 0)) continue; /* too late: the job is done */
         if (pool->quit) return NULL;
-        rt_pool_part(pool, worker->index);
+        rt_pool_work(pool, (int32_t)(worker - pool->workers) + 1);
         if (atomic_fetch_sub(&pool->done.value, 1) == 1) rt_gate_wake(&pool->done);
     }
 }
@@ -107,14 +127,16 @@ static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t begin, 
     }
     pool->step = step, pool->frame = frame;
     pool->begin = begin, pool->extent = extent, pool->parts = parts;
+    pool->pieces = extent / grain / parts;
+    if (pool->pieces > RT_PIECES) pool->pieces = RT_PIECES;
+    atomic_store_explicit(&pool->taken, 0, memory_order_relaxed);
+    for (int32_t i = 0; i < parts - 1; i++)
+        atomic_store_explicit(&pool->workers[i].taken, 0, memory_order_relaxed);
     atomic_store(&pool->done.value, (unsigned)parts - 1);
     rt_pool_open(pool, parts - 1);
-    rt_pool_part(pool, 0);
-    for (int32_t part = 1; part < parts; part++) {
-        if (!atomic_exchange(&pool->workers[part - 1].go.value, 0)) continue;
-        rt_pool_part(pool, part); /* its worker has not begun: asleep, or without a CPU */
-        atomic_fetch_sub(&pool->done.value, 1);
-    }
+    rt_pool_work(pool, 0);
+    for (int32_t i = 0; i < parts - 1; i++) /* workers that have not begun: asleep, or without a CPU */
+        if (atomic_exchange(&pool->workers[i].go.value, 0)) atomic_fetch_sub(&pool->done.value, 1);
     rt_gate_wait(&pool->done, 0, pool->spin);
 }
 
@@ -150,7 +172,7 @@ static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, s
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int32_t i = 0; i < threads - 1 && !failure; i++) {
         rt_worker *worker = &pool->workers[i];
-        worker->pool = pool, worker->index = i + 1, failure = ENOMEM;
+        worker->pool = pool, failure = ENOMEM;
         if (rt_gate_init(&worker->go))
             failure = pthread_create(&worker->thread, &attributes, rt_worker_main, worker);
         pool->started += !failure;
