@@ -77,24 +77,19 @@ static void rt_gate_wake(rt_gate *gate) {
 
 /* ---- jobs --------------------------------------------------------------------------------------------------- */
 
-/* Takes the next piece of a part; false if none is left. */
-static bool rt_pool_take(rt_pool *pool, int32_t part, int64_t *piece) {
-    atomic_int *taken = part ? &pool->workers[part - 1].taken : &pool->taken;
-    if (atomic_load_explicit(taken, memory_order_relaxed) >= pool->pieces) return false;
-    int32_t index = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
-    *piece = (int64_t)part * pool->pieces + index;
-    return index < pool->pieces;
-}
-
-/* A thread's share of a job: its own part, then what is left of those behind it. */
+/* A thread's share of a job: the pieces of its own part, then what is left of the parts behind it. */
 static void rt_pool_work(rt_pool *pool, int32_t own) {
-    const int64_t pieces = (int64_t)pool->parts * pool->pieces;
-    int64_t piece;
+    const int64_t all = (int64_t)pool->parts * pool->pieces;
     for (int32_t i = 0; i < pool->parts; i++) {
-        int32_t part = own + i < pool->parts ? own + i : own + i - pool->parts;
-        while (rt_pool_take(pool, part, &piece))
-            pool->step(pool->frame, pool->begin + (int32_t)(pool->extent * piece / pieces),
-                       pool->begin + (int32_t)(pool->extent * (piece + 1) / pieces));
+        const int32_t part = (own + i) % pool->parts;
+        atomic_int *taken = part ? &pool->workers[part - 1].taken : &pool->taken;
+        while (atomic_load_explicit(taken, memory_order_relaxed) < pool->pieces) {
+            int32_t index = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
+            int64_t piece = (int64_t)part * pool->pieces + index;
+            if (index < pool->pieces)
+                pool->step(pool->frame, pool->begin + (int32_t)(pool->extent * piece / all),
+                           pool->begin + (int32_t)(pool->extent * (piece + 1) / all));
+        }
     }
 }
 
