@@ -52,7 +52,7 @@ def command(
       ingot bench model.so --against onnxruntime model.onnx
     """
     import ingot
-    from ingot.cli.console import clean, console
+    from ingot.cli.console import clean, console, precision_name
     from ingot.cli.fixed_inputs import bound_inputs, first_states
     from ingot.cli.peers import interleave, peers, random_feeds
     from ingot.packager.selftest import source_inputs
@@ -65,7 +65,7 @@ def command(
         feeds = random_feeds(model.inputs, seed)
         inputs = ", ".join(clean(repr(spec)) for spec in model.inputs)
         meta = model.metadata
-        precision = clean(meta["precision"])
+        precision = clean(precision_name(meta))
     contestants = [("ingot", library), *against]
     theirs = feeds
     if any(engine != "ingot" for engine, _ in against):

@@ -105,13 +105,26 @@ def verdict(ok: bool | None) -> Text:
     return Text("yes", style="green") if ok else Text("no", style="bold red")
 
 
+def source_is_quantized(meta: dict[str, Any]) -> bool:
+    """Whether the model was quantised before ingot read it: it multiplies integers, and nobody asked for that."""
+    return bool(meta["precision"] == "fp32" and meta.get("integer_macs", 0))
+
+
+def precision_name(meta: dict[str, Any]) -> str:
+    """The precision of a library; of a model that came quantised, that of its integers and of the rest, if any."""
+    name = str(meta["precision"])
+    if not source_is_quantized(meta):
+        return name
+    return "int8 as in the model" if meta["integer_macs"] == meta["macs"] else f"int8 as in the model, rest {name}"
+
+
 def precision_words(meta: dict[str, Any]) -> str:
     """The precision of a library and, for half formats and few bits, what they cover and the outputs' largest error.
 
     No loader reads the fields "half" and "few_bits", so none has checked them: one that is not as the compiler writes
     it is left out.
     """
-    name = str(meta["precision"])
+    name = precision_name(meta)
     try:
         if "few_bits" in meta:
             few = meta["few_bits"]

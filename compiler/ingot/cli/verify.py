@@ -113,7 +113,7 @@ def command(
       ingot verify model.so model.onnx
       ingot verify pi4.so model.onnx --on qemu --data samples.npz
     """
-    from ingot.cli.console import clean, console
+    from ingot.cli.console import clean, console, source_is_quantized
     from ingot.cli.fixed_inputs import bound_inputs, first_states
     from ingot.packager.selftest import source_inputs
     from ingot.runtime.loader import TensorSpec, read_metadata
@@ -129,7 +129,7 @@ def command(
         buckets = [] if place == "qemu" else _few(meta["shapes"])
         count, samples = stack.enter_context(_samples(inputs, buckets, data, seed))
         judged = stack.enter_context(_part(model, meta, [*(spec.name for spec in inputs), *(n for _, n, _ in fixed)]))
-        judge = stack.enter_context(_Judge(judged, source_format, quantized=_source_is_quantized(meta)))
+        judge = stack.enter_context(_Judge(judged, source_format, quantized=source_is_quantized(meta)))
         for feeds, found in run(samples):
             every = judge.outputs(source_inputs(feeds, [*bound, *states]))
             kept = [entry["output_position"] for entry in meta["states"] if entry["in_source"]]
@@ -281,11 +281,6 @@ def _in_shapes(specs: Sequence[TensorSpec], shapes: Sequence[Sequence[int]]) -> 
         TensorSpec({"name": spec.name, "dtype": spec.type, "shape": shape, "quantization": spec.quantization})
         for spec, shape in zip(specs, shapes, strict=True)
     ]
-
-
-def _source_is_quantized(meta: dict[str, Any]) -> bool:
-    """Whether the model was quantised before ingot read it: it multiplies integers, and nobody asked for that."""
-    return bool(meta["precision"] == "fp32" and meta.get("integer_macs", 0))
 
 
 class _Judge:
