@@ -13,10 +13,13 @@ import pytest
 
 import bench
 import bench_layers
+import bench_worker
+import ingot
 import kernels
 import make_models
 import quickstart
 import train_digits
+from ingot.errors import ToolchainError
 
 
 def test_gradients_match_finite_differences() -> None:
@@ -160,11 +163,11 @@ def test_the_bench_refuses_outputs_that_differ() -> None:
 
     assert compare([1, 2], [1, 2.0001], "float32") == "5e-05"
     assert compare([3, 255], [4, 254], "uint8") == "0e+00"
-    with pytest.raises(SystemExit, match="no time is worth printing"):
+    with pytest.raises(bench.DisagreementError, match="no time is worth printing"):
         compare([1, 2], [1, 2.001], "float32")
-    with pytest.raises(SystemExit, match="2 steps"):
+    with pytest.raises(bench.DisagreementError, match="2 steps"):
         compare([3, 255], [5, 254], "uint8")
-    with pytest.raises(SystemExit):
+    with pytest.raises(bench.DisagreementError):
         compare([float("nan")], [1], "float32")
 
 
@@ -173,6 +176,89 @@ def test_the_bench_table_is_markdown() -> None:
     lines = bench.markdown([row], "scripts/bench", 10).splitlines()
     assert re.fullmatch(r"## \d{4}-\d\d-\d\d", lines[0])
     assert lines[-1] == "| resnet50 | 2 | 21 | onnxruntime | 42.1 | 2.00 | 2e-06 | 99 |"
+    row = bench.Row("resnet50", 2, "iree", 21.04, None, 0, "no 'a|b' in <stdin>")
+    lines = bench.markdown([row], "scripts/bench", 10).splitlines()
+    assert lines[-1] == "| resnet50 | 2 | 21 | iree | - | - | no time: no 'a/b' in &lt;stdin> | 0 |"
+    assert any(", iree 3." in line for line in lines)
+
+
+WORKER = """
+import sys
+import numpy as np
+from ingot.cli.worker import serve
+
+def one(model, threads, inputs):
+    def refuse():
+        raise ValueError("no translation of Relu")
+    return refuse
+
+def other(model, threads, inputs):
+    return lambda: lambda: [np.maximum(x, 0) + 1 for x in inputs.values()]
+
+def right(model, threads, inputs):
+    return lambda: lambda: [np.maximum(x, 0) for x in inputs.values()]
+
+sys.exit(serve({"iree": one, "inductor": other, "right": right}))
+"""
+
+
+def test_engines_with_an_environment_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "relu", [value("x", 1, [2, 9])], [value("y", 1, [2, 9])])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "relu.onnx")
+    (tmp_path / "worker.py").write_text(WORKER, "utf-8")
+    own = {"iree", "inductor", "right"}
+    command = (sys.executable, str(tmp_path / "worker.py"))
+    monkeypatch.setattr(bench, "worker_of", lambda name: command if name in own else bench.WORKER)
+    ingot.compile(tmp_path / "relu.onnx", selftest=False).save(tmp_path / "relu.so")
+    rows = bench.measure(tmp_path / "relu.onnx", tmp_path / "relu.so", 1, 0.01, ["iree", "inductor", "right"])
+    assert [row.peer for row in rows] == ["onnxruntime", "iree", "inductor", "right"]
+    assert [row.theirs is None for row in rows] == [False, True, True, False]
+    assert rows[1].error == "no translation of Relu"
+    assert "differ by" in rows[2].error
+    assert rows[1].runs == 0 < rows[3].runs
+
+
+def test_the_bench_makes_an_environment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        (tmp_path / "build/bench/venv-iree").mkdir(parents=True, exist_ok=True)
+        return subprocess.CompletedProcess(command, status, "", "first\nno such package\n")
+
+    monkeypatch.setattr(bench, "REPO", tmp_path)
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    status = 1
+    with pytest.raises(ToolchainError, match="no such package"):
+        bench.worker_of("iree")
+    status = 0
+    for _ in range(2):
+        python, script = bench.worker_of("iree")
+    assert Path(python) == tmp_path / "build/bench/venv-iree/bin/python"
+    assert Path(script).name == "bench_worker.py"
+    assert [command[2] for command in ran] == ["venv", "venv", "pip"]  # not after a failure, and not twice
+    assert set(bench.OWN_PACKAGES["iree"]) < set(ran[-1])
+    assert all("==" in package for packages in bench.OWN_PACKAGES.values() for package in packages)
+    monkeypatch.setitem(bench.OWN_PACKAGES, "iree", ("iree-base-compiler==4",))
+    bench.worker_of("iree")
+    assert len(ran) == 5
+    assert tuple(bench.worker_of("onnxruntime")) == bench.WORKER
+
+
+def test_other_engines_get_the_model_with_the_shapes_of_its_inputs(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    weight = onnx.numpy_helper.from_array(np.ones((3, 4), np.float32), "w")
+    inputs = [value("w", 1, [3, 4]), value("x", 1, ["batch", 3])]  # older files list weights among the inputs
+    graph = onnx.helper.make_graph([node], "matmul", inputs, [value("y", 1, ["batch", 4])], [weight])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    feeds = {"x": np.zeros((5, 3), np.float32)}
+    proto = bench_worker.fixed(tmp_path / "model.onnx", feeds)
+    assert [d.dim_value for d in proto.graph.output[0].type.tensor_type.shape.dim] == [5, 4]
+    assert bench_worker.in_order(proto, feeds) == ["x"]
 
 
 def test_the_page_of_layers_keeps_the_families_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 #: Runs once on what the dictionary of inputs holds at that time, and gives the outputs in the model's order.
 Runner = Callable[[], list[Array]]
+#: Imports an engine for a model, threads and inputs, and gives a function that loads the model.
+Engine = Callable[[Path, int, dict[str, Array]], Callable[[], Runner]]
 
 
 def _ingot(model: Path, threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
@@ -70,7 +72,7 @@ def _litert(model: Path, threads: int, inputs: dict[str, Array], kernels: str = 
     return create
 
 
-def _openvino(precision: str) -> Callable[[Path, int, dict[str, Array]], Callable[[], Runner]]:
+def _openvino(precision: str) -> Engine:
     """OpenVINO's CPU plugin: "f32", or "" for what it chooses itself (bfloat16 where the CPU has it)."""
 
     def load(model: Path, threads: int, inputs: dict[str, Array]) -> Callable[[], Runner]:
@@ -110,8 +112,7 @@ def _reference(model: Path, _threads: int, inputs: dict[str, Array]) -> Callable
     return create
 
 
-#: Engine -> a function that imports it, which gives a function that loads the model, which gives a Runner.
-ENGINES: dict[str, Callable[[Path, int, dict[str, Array]], Callable[[], Runner]]] = {
+ENGINES: dict[str, Engine] = {
     "ingot": _ingot,
     "onnxruntime": _onnxruntime,
     "onnxruntime-exact": functools.partial(_onnxruntime, exact=True),

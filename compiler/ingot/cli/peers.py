@@ -24,6 +24,8 @@ from ingot.cli.engines import PACKAGES
 from ingot.errors import InputError, RunError, ToolchainError
 
 Array = np.ndarray[Any, Any]
+#: The command of an engine's process.
+WORKER = (sys.executable, "-m", "ingot.cli.worker")
 #: Seconds an engine has for one answer.
 PATIENCE_S = 300.0
 _TURN_S = 0.1
@@ -34,10 +36,13 @@ _MIN_ROUNDS = 3
 class Peer:
     """One engine's process, with a model loaded. `seconds` collects its measured runs, `rss` bytes its growth.
 
+    `worker` is the command that starts the process, without its arguments: `ingot.cli.worker`, or one like it.
     Raises RunError where the engine cannot load the model, ToolchainError where it is not installed.
     """
 
-    def __init__(self, engine: str, model: Path, threads: int, feeds: Path, log: Path) -> None:
+    def __init__(
+        self, engine: str, model: Path, threads: int, feeds: Path, log: Path, worker: Sequence[str] = WORKER
+    ) -> None:
         self.engine, self.model = engine, model
         self.seconds: list[float] = []
         self._rest = b""
@@ -46,7 +51,7 @@ class Peer:
         self._log = log
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ingot.cli.worker", engine, str(model), str(threads), str(feeds)],
+                [*worker, engine, str(model), str(threads), str(feeds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -139,7 +144,10 @@ class Peer:
 
 @contextlib.contextmanager
 def peers(
-    contestants: Sequence[tuple[str, Path]], threads: int, inputs: Sequence[dict[str, Array]]
+    contestants: Sequence[tuple[str, Path]],
+    threads: int,
+    inputs: Sequence[dict[str, Array]],
+    worker: Sequence[str] = WORKER,
 ) -> Iterator[list[Peer]]:
     """Load each (engine, model) with its inputs in a process of its own, one after the other; all are stopped then."""
     from ingot.arrays import npz_bytes
@@ -150,7 +158,7 @@ def peers(
             for i, ((engine, model), feeds) in enumerate(zip(contestants, inputs, strict=True)):
                 path = Path(name) / f"inputs{i}.npz"
                 path.write_bytes(npz_bytes(feeds))
-                running.append(Peer(engine, model, threads, path, Path(name) / f"log{i}"))
+                running.append(Peer(engine, model, threads, path, Path(name) / f"log{i}", worker))
                 running[-1].turn(False)
             yield running
         finally:

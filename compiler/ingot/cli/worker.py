@@ -14,10 +14,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ingot.cli.engines import Engine
 
 
 def _rss() -> int:
@@ -46,8 +50,8 @@ def _measure(run: Any, count: int) -> list[float]:  # noqa: ANN401 - a Runner of
     return seconds
 
 
-def main() -> int:
-    """Serve until standard input ends."""
+def serve(engines: Mapping[str, Engine]) -> int:
+    """Load the model that the command line names with one of the engines, and answer until standard input ends."""
     _die_with_parent()
     # Engines print what they like to standard output, so it becomes standard error, and a copy carries the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -57,13 +61,11 @@ def main() -> int:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    from ingot.cli.engines import ENGINES
-
     engine, model, threads, feeds = sys.argv[1:]
     try:
         inputs = _read(feeds)
         before = _rss()
-        create = ENGINES[engine](Path(model), int(threads), inputs)
+        create = engines[engine](Path(model), int(threads), inputs)
         start = time.perf_counter()
         run = create()
         load = time.perf_counter() - start
@@ -93,4 +95,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from ingot.cli.engines import ENGINES
+
+    sys.exit(serve(ENGINES))
