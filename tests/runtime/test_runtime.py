@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -228,13 +228,120 @@ def test_cgroup_limits(gcc: str, tmp_path: Path) -> None:
 def test_affinity_is_respected(gcc: str, tmp_path: Path) -> None:
     body = """
     cpu_set_t one;
-    printf("%d ", (int)rt_affinity_count());
+    rt_cpus cpus;
+    printf("%d ", (int)rt_affinity(cpus));
     CPU_ZERO(&one);
     CPU_SET(sched_getcpu(), &one);
     sched_setaffinity(0, sizeof one, &one);
-    printf("%d %d\\n", (int)rt_affinity_count(), (int)rt_cpu_count());
+    printf("%d %d %d\\n", (int)rt_affinity(cpus), (int)rt_cpu_count(true), (int)rt_cpu_count(false));
     """
-    assert run_unit(gcc, tmp_path, body) == f"{len(os.sched_getaffinity(0))} 1 1\n"
+    assert run_unit(gcc, tmp_path, body) == f"{len(os.sched_getaffinity(0))} 1 1 1\n"
+
+
+# Capacities of five CPUs ("": no file), and which of them are fast; the last one is outside the affinity.
+CAPACITIES: dict[str, tuple[list[str], list[int]]] = {
+    "alike": (["1024"] * 5, [0, 1, 2, 3]),
+    "little ones first, as on rk3588 and rk3399": (["397", "397", "1024", "1024", "1024"], [2, 3]),
+    "three kinds": (["280", "866", "1024", "866", "280"], [1, 2, 3]),
+    "near enough": (["768", "1024", "767", "1024", "1024"], [0, 1, 3]),
+    "the best is not ours": (["400", "300", "400", "299", "1024"], [0, 1, 2]),
+    "Linux does not say": (["", "", "", "", ""], [0, 1, 2, 3]),
+    "one unknown": (["1024", "400", "", "400", "400"], [0, 1, 2, 3]),
+    "nonsense": (["1024", "400", "fast", "400", "400"], [0, 1, 2, 3]),
+    "zero": (["1024", "0", "400", "400", "400"], [0, 1, 2, 3]),
+    "too large": (["1024", "400", "99999999999999999999", "400", "400"], [0, 1, 2, 3]),
+}
+PLACES = (0, 1, 63, 100, 101)  # the five CPUs' numbers
+
+
+def capacities(folder: Path, texts: Sequence[str]) -> Path:
+    """A folder like Linux's of CPUs, with the capacities that it states."""
+    for place, text in zip(PLACES, texts, strict=True):
+        path = folder / f"cpu{place}" / "cpu_capacity"
+        path.parent.mkdir(parents=True)
+        if text:
+            path.write_text(text + "\n")
+    return folder
+
+
+def test_slow_cores_are_known_by_their_capacity(gcc: str, tmp_path: Path) -> None:
+    folders = [capacities(tmp_path / f"case{i}", texts) for i, (texts, _) in enumerate(CAPACITIES.values())]
+    body = """
+    for (int i = 1; i < argc; i++) {
+        const int places[] = {0, 1, 63, 100};
+        rt_cpus cpus = {0};
+        for (int k = 0; k < 4; k++) cpus[places[k] / RT_WORD_BITS] |= 1UL << places[k] % RT_WORD_BITS;
+        printf("%d", (int)rt_fast_only(cpus, 4, argv[i]));
+        for (int cpu = 0; cpu < RT_CPUS; cpu++)
+            if (cpus[cpu / RT_WORD_BITS] >> cpu % RT_WORD_BITS & 1) printf(" %d", cpu);
+        printf("\\n");
+    }
+    """
+    lines = run_unit(gcc, tmp_path, body, *folders).splitlines()
+    for line, (name, (_, wanted)) in zip(lines, CAPACITIES.items(), strict=True):
+        assert [int(x) for x in line.split()] == [len(wanted), *(PLACES[i] for i in wanted)], name
+
+
+# A machine of the CPUs in PLACES, whatever this one has, and a kernel whose iterations can be counted.
+BOARD = """
+static int board(pid_t pid, size_t size, cpu_set_t *set) {{
+    const int places[] = {{0, 1, 63, 100, 101}};
+    (void)pid;
+    for (int i = 0; i < 5; i++) CPU_SET_S(places[i], size, set);
+    return 0;
+}}
+static int kept, kept_on;
+static int keep(pthread_t thread, size_t size, const cpu_set_t *set) {{
+    (void)thread;
+    kept++, kept_on = CPU_COUNT_S(size, set);
+    return 0;
+}}
+static atomic_int seen[1000];
+static void step(const rt_frame *frame, int32_t begin, int32_t end) {{
+    (void)frame;
+    for (int32_t i = begin; i < end; i++) seen[i]++;
+}}
+#define sched_getaffinity board
+#define pthread_setaffinity_np keep
+#include "cpu.c"
+#include "pool.c"
+#undef RT_SYSFS_CPUS
+"""
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted"),
+    [
+        (["397", "397", "1024", "1024", "1024"], "3 5: 0/0 1/3 2/3 0/0 0/0"),
+        (["1024"] * 5, "5 5: 0/0 0/0 0/0 0/0 0/0"),
+        ([""] * 5, "5 5: 0/0 0/0 0/0 0/0 0/0"),
+    ],
+    ids=["big.LITTLE", "alike", "unknown"],
+)
+def test_threads_are_kept_on_fast_cores(
+    gcc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], wanted: str
+) -> None:
+    """As many threads as there are fast cores by default; more than those go anywhere. Every iteration is done once."""
+    source = (RUNTIME / "cpu.c").read_text("utf-8")
+    fake = capacities(tmp_path / "cpus", texts)
+    assert source.count('"/sys/devices/system/cpu"') == source.count('"/sys/fs/cgroup"') == 1
+    source = source.replace("/sys/devices/system/cpu", str(fake)).replace("/sys/fs/cgroup", str(tmp_path))
+    (tmp_path / "cpu.c").write_text(source, "utf-8")
+    monkeypatch.setitem(globals(), "UNIT", UNIT.replace('#include "cpu.c"', BOARD))
+    body = """
+    printf("%d %d:", (int)rt_cpu_count(true), (int)rt_cpu_count(false));
+    for (int32_t threads = 1; threads <= 5; threads++) {
+        static rt_pool pool;
+        const rt_frame frame = {.pool = &pool};
+        kept = kept_on = 0;
+        if (rt_pool_start(&pool, threads, NULL, 0) != INGOT_OK) return 2;
+        printf(" %d/%d", kept, kept_on);
+        for (int k = 0; k < 50; k++) ingot_parallel(&frame, step, 0, 1000, 7);
+        rt_pool_stop(&pool);
+        for (int i = 0; i < 1000; i++) if (seen[i] != 50 * threads) return 3;
+    }
+    """
+    assert run_unit(gcc, tmp_path, body) == wanted
 
 
 TILES = """

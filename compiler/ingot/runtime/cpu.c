@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -110,19 +111,61 @@ static int64_t rt_cgroup_limit(const char *self, const char *mount) {
     return limit;
 }
 
-/* The CPUs this process may run on. */
-static int32_t rt_affinity_count(void) {
-    unsigned long mask[128] = {0}; /* 8,192 CPUs: with a smaller mask than the kernel's the call fails */
+/* A set of CPUs, one bit each: up to 8,192, since calls fail with a smaller set than the kernel's. */
+#define RT_WORD_BITS (8 * (int32_t)sizeof(unsigned long))
+#define RT_CPUS 8192
+#define RT_SYSFS_CPUS "/sys/devices/system/cpu"
+typedef unsigned long rt_cpus[RT_CPUS / (8 * sizeof(unsigned long))];
+
+/* The CPUs the calling thread may run on, and how many: 0 if Linux does not say. */
+static int32_t rt_affinity(unsigned long *cpus) {
     int32_t count = 0;
-    if (sched_getaffinity(0, sizeof mask, (cpu_set_t *)(void *)mask) != 0) return 1;
-    for (size_t i = 0; i < sizeof mask / sizeof mask[0]; i++)
-        for (unsigned long bits = mask[i]; bits; bits &= bits - 1) count++;
-    return count > 0 ? count : 1;
+    memset(cpus, 0, sizeof(rt_cpus));
+    if (sched_getaffinity(0, sizeof(rt_cpus), (cpu_set_t *)(void *)cpus) != 0) return 0;
+    for (int32_t i = 0; i < RT_CPUS / RT_WORD_BITS; i++)
+        for (unsigned long bits = cpus[i]; bits; bits &= bits - 1) count++;
+    return count;
 }
 
-/* How many threads this process can really run at once. */
-static int32_t rt_cpu_count(void) {
-    int32_t count = rt_affinity_count();
+/* Takes the slow cores of a big.LITTLE board out of a set of `count` CPUs and returns how many are left: those with at
+ * least three quarters of the best one's capacity, which Linux measures against the fastest core of the machine. Where
+ * one capacity is not known, or is nonsense, or the machine is larger than any such board, all count as alike. */
+static int32_t rt_fast_only(unsigned long *cpus, int32_t count, const char *folder) {
+    long capacity[INGOT_MAX_THREADS], best = 0;
+    int32_t known = 0, fast = 0;
+    char path[256], text[32];
+    if (count > INGOT_MAX_THREADS || strlen(folder) > sizeof path - 32) return count;
+    for (int32_t i = 0; i < RT_CPUS && known < count; i++) {
+        if (!(cpus[i / RT_WORD_BITS] >> i % RT_WORD_BITS & 1)) continue;
+        snprintf(path, sizeof path, "%s/cpu%d/cpu_capacity", folder, (int)i);
+        if (!rt_read_file(path, text, sizeof text)) return count; /* as on x86: one attempt */
+        capacity[known] = strtol(text, NULL, 10);
+        if (capacity[known] < 1 || capacity[known] > 1 << 16) return count;
+        if (capacity[known] > best) best = capacity[known];
+        known++;
+    }
+    for (int32_t i = 0, seen = 0; i < RT_CPUS && seen < known; i++) {
+        unsigned long *word = &cpus[i / RT_WORD_BITS], bit = 1UL << i % RT_WORD_BITS;
+        if (!(*word & bit)) continue;
+        if (4 * capacity[seen++] < 3 * best) *word &= ~bit;
+        else fast++;
+    }
+    return fast;
+}
+
+/* How many threads this process can really run at once; with `fast`, on its fast cores. */
+static int32_t rt_cpu_count(bool fast) {
+    rt_cpus cpus;
+    int32_t count = rt_affinity(cpus);
+    if (fast) count = rt_fast_only(cpus, count, RT_SYSFS_CPUS);
+    if (count < 1) count = 1;
     int64_t limit = rt_cgroup_limit("/proc/self/cgroup", "/sys/fs/cgroup");
     return limit && limit < count ? (int32_t)limit : count;
+}
+
+/* Whether `threads` threads should be kept on `cpus`, the fast cores, because they all fit there: Linux starts a thread
+ * on any core, and moves it only once it has been busy for longer than an inference takes. Not where cores are alike. */
+static bool rt_fits_fast(unsigned long *cpus, int32_t threads) {
+    const int32_t count = rt_affinity(cpus), fast = rt_fast_only(cpus, count, RT_SYSFS_CPUS);
+    return threads <= fast && fast < count;
 }

@@ -102,7 +102,7 @@ typedef struct ingot_model_info {
 
 typedef struct ingot_options {
     uint32_t struct_size;    /* sizeof(ingot_options) */
-    int32_t threads;         /* 0: as many as the CPU affinity and the cgroup allow; 1: none is started */
+    int32_t threads;         /* 0: as many as affinity and cgroup allow, of unlike cores the fast; 1: none is started */
     void *memory;            /* null: create allocates; else at least memory_bytes, aligned to 64 */
     uint64_t memory_bytes;   /* size of memory */
     char *error;             /* null, or where create writes why it failed */

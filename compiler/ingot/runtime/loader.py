@@ -633,7 +633,7 @@ def _dlopen(file: _File) -> ctypes.CDLL:
 def load(path: Path, threads: int | None = None, verify: bool | str | None = None) -> Model:
     """Load a compiled model and make an instance of it.
 
-    `threads`: 1 to 64, 1 starts none; None takes what the CPU affinity and the cgroup allow.
+    `threads`: 1 to 64, 1 starts none; None takes what the CPU affinity and the cgroup allow, of unlike cores the fast.
     `verify`: True checks the weights against the hash in the metadata, a SHA-256 in hex checks the whole file. Either
     loads a sealed copy in memory, which nobody can change between check and use; it stays until the process ends.
     Raises LoadError where the file is not an ingot artifact, or not one for this machine.

@@ -224,7 +224,7 @@ static ingot_status rt_create(const ingot_options *options, ingot_model **result
     atomic_init(&model->error, "");
     model->allocated = !options->memory;
     rt_clear(model);
-    int32_t threads = options->threads ? options->threads : rt_cpu_count();
+    int32_t threads = options->threads ? options->threads : rt_cpu_count(true);
     if (threads > INGOT_MAX_THREADS) threads = INGOT_MAX_THREADS;
     status = rt_pool_start(&model->pool, threads, error, size);
     if (status) {

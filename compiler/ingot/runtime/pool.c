@@ -155,10 +155,12 @@ static void rt_pool_stop(rt_pool *pool) {
 static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, size_t error_size) {
     pthread_attr_t attributes;
     sigset_t all, before;
+    rt_cpus cpus;
     int failure = 0;
     pool->threads = threads, pool->started = 0, pool->pid = getpid(), pool->quit = false;
     if (threads < 2) return INGOT_OK;
-    pool->spin = threads <= rt_cpu_count();
+    pool->spin = threads <= rt_cpu_count(false);
+    const bool narrow = rt_fits_fast(cpus, threads); /* the calling thread is the program's own: it stays where it is */
     if (!rt_gate_init(&pool->done) || pthread_attr_init(&attributes) != 0)
         return rt_fail(error, error_size, INGOT_ERR_THREADS, "the thread pool could not be set up");
     pthread_attr_setstacksize(&attributes, RT_STACK_BYTES);
@@ -170,6 +172,7 @@ static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, s
         worker->pool = pool, failure = ENOMEM;
         if (rt_gate_init(&worker->go))
             failure = pthread_create(&worker->thread, &attributes, rt_worker_main, worker);
+        if (!failure && narrow) pthread_setaffinity_np(worker->thread, sizeof cpus, (cpu_set_t *)(void *)cpus);
         pool->started += !failure;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -107,7 +107,8 @@ static ingot_status rt_fail(char *text, size_t size, ingot_status status, const 
     __attribute__((format(printf, 4, 5)));
 
 static ingot_status rt_check_cpu(char *error, size_t error_size);
-static int32_t rt_cpu_count(void);
+static int32_t rt_cpu_count(bool fast);
+static bool rt_fits_fast(unsigned long *cpus, int32_t threads);
 static ingot_status rt_pool_start(rt_pool *pool, int32_t threads, char *error, size_t error_size);
 static void rt_pool_stop(rt_pool *pool);
 
