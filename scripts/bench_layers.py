@@ -1,16 +1,21 @@
 """Times single layers of random shapes next to ONNX Runtime, on one thread, and prints the worst of each family.
 
-usage: bench_layers.py [--families conv,softmax,...] [--count 50] [--seed 0] [--seconds 0.3] [--worst 3] [--write]
+usage: bench_layers.py [--families conv,softmax,...] [--count 50] [--seed 0] [--seconds 0.3] [--worst 3] [--keep FILE]
+                       [--write]
 
 Shapes are drawn from the seed, and the same ones each time. Both engines run in this process, in turn, on the same
 input; their processor time is compared, which on one thread is the time, whatever else the machine does. A time counts
-only if the outputs agree. --write puts the families that were measured into docs/layers.md and leaves the others there.
+only if the outputs agree. A layer that comes out slow is measured again, for longer, before it counts. --keep appends
+each layer's times to a file, and takes those there from it: a run that was ended early goes on. --write puts the
+families that were measured into docs/layers.md and leaves the others there.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
+import json
 import statistics
 import sys
 import tempfile
@@ -32,6 +37,8 @@ from ingot.cli.peers import distance, random_feeds
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "layers.md"
 #: Layers slower than this, as a ratio of times, are counted on the page.
 SLOW = 0.7
+#: Layers slower than this are measured again, so many times as long.
+DOUBTFUL, AGAIN = 0.9, 5
 TOLERANCE = 1e-4  # of max|error| / max|reference|
 #: Layers that take less would measure the call.
 SMALLEST_WORK = 200_000
@@ -264,6 +271,12 @@ def compare(layer: Layer, folder: Path, seconds: float) -> tuple[float, float]:
     (mine,), (theirs,) = (run() for run in runners)
     if (error := distance(mine, theirs)) > TOLERANCE:
         raise SystemExit(f"{layer.text}: outputs differ by {error:.1e} of the largest value")
+    ours, other = measure(runners, seconds)
+    return (ours, other) if other >= DOUBTFUL * ours else measure(runners, AGAIN * seconds)
+
+
+def measure(runners: list[Runner], seconds: float) -> tuple[float, float]:
+    """Microseconds of processor time of one run of each of two runners, which take turns: medians."""
     repeats = [max(1, int(0.01 / max(processor_time(run, 3), 1e-6))) for run in runners]
     times: list[list[float]] = [[], []]
     end = time.monotonic() + seconds
@@ -272,6 +285,27 @@ def compare(layer: Layer, folder: Path, seconds: float) -> tuple[float, float]:
             found.append(processor_time(run, count))
     ours, other = (statistics.median(found) * 1e6 for found in times)
     return ours, other
+
+
+class Kept:
+    """Times of layers in a file of JSON lines, appended as they are measured; without a file, none are kept."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text("utf-8").splitlines() if path is not None and path.is_file() else []
+        self.times: dict[str, tuple[float, float]] = {}
+        for line in lines:
+            row = json.loads(line)
+            self.times[row["layer"]] = row["ingot"], row["onnxruntime"]
+
+    def get(self, layer: str, measured: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+        """Return the times of a layer, measured now if they are not in the file."""
+        if layer not in self.times:
+            self.times[layer] = ours, theirs = measured()
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"layer": layer, "ingot": ours, "onnxruntime": theirs}) + "\n")
+        return self.times[layer]
 
 
 HEAD = """# Layers
@@ -308,11 +342,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the shapes (default: 0)")
     parser.add_argument("--seconds", type=float, default=0.3, help="of measuring for each shape (default: 0.3)")
     parser.add_argument("--worst", type=int, default=3, help="how many to print of each family (default: 3)")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="of times: append to it, measure what is not in it")
     parser.add_argument("--write", action="store_true", help=f"these families into docs/{PAGE.name}")
     args = parser.parse_args()
     wanted = args.families.split(",")
     if unknown := [name for name in wanted if name not in FAMILIES]:
         parser.error(f"there is no family {unknown[0]!r}: {', '.join(FAMILIES)}")
+    kept = Kept(args.keep)
     print(f"{'family':<12} {'ratio':>6} {'ingot, us':>10} {'ONNX Runtime, us':>17}  layer")
     try:
         with tempfile.TemporaryDirectory(prefix="ingot-layers-") as folder:
@@ -321,7 +357,8 @@ def main() -> int:
                 for i, layer in enumerate(layers(name, args.count, args.seed)):
                     place = Path(folder) / f"{name}{i}"
                     place.mkdir()
-                    ours, theirs = compare(layer, place, args.seconds)
+                    key = f"{name} {args.seed} {i}: {layer.text}"
+                    ours, theirs = kept.get(key, functools.partial(compare, layer, place, args.seconds))
                     rows.append((theirs / ours, ours, theirs, layer.text))
                 rows.sort()
                 for ratio, ours, theirs, text in rows[: args.worst]:

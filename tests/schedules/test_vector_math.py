@@ -52,6 +52,19 @@ def test_exp(tmp_path, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_the_powers_of_softmax(tmp_path, target):
+    below = np.concatenate([np.linspace(-87, 0, 50_001), [-88.1, -89.0, -200.0, -1e30, -np.inf]])
+    pairs = np.stack([np.zeros_like(below), below], 1).astype(np.float32)
+    _, got = compute(target, tmp_path, lambda x: op.nn.softmax(x, -1), pairs)
+    powers = np.exp(pairs.astype(np.float64))
+    # What the sum and its inverse add to the error is within two units.
+    want = powers[:, 1] / powers.sum(1)
+    assert ulps(got[:, 1], want).max() <= 3
+    assert (got[below < -88, 1] == 0).all()
+    assert np.isnan(compute(target, tmp_path, lambda x: op.nn.softmax(x, -1), np.array([[0, np.nan]]))[1]).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_sigmoid(tmp_path, target):
     x, got = compute(target, tmp_path, op.sigmoid)
     with np.errstate(over="ignore"):

@@ -272,6 +272,28 @@ def test_the_page_of_layers_keeps_the_families_not_measured(tmp_path: Path, monk
     assert [line.split("|")[1:6] for line in lines] == [[" gather ", " 2 ", " 1.00 ", " 1 ", " 0.50 "]]
 
 
+def test_times_of_layers_are_kept_and_those_there_are_not_measured(tmp_path: Path) -> None:
+    kept = bench_layers.Kept(tmp_path / "times.jsonl")
+    assert kept.get("conv 0 0: a", lambda: (2.0, 3.0)) == (2.0, 3.0)
+    again = bench_layers.Kept(tmp_path / "times.jsonl")
+    assert again.get("conv 0 0: a", lambda: pytest.fail("measured again")) == (2.0, 3.0)
+    assert again.get("conv 0 1: a", lambda: (4.0, 5.0)) == (4.0, 5.0)
+    assert len((tmp_path / "times.jsonl").read_text("utf-8").splitlines()) == 2
+
+
+def test_a_layer_that_comes_out_slow_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, seconds = [(10.0, 6.0), (10.0, 9.5)], []
+
+    def measure(_: object, took: float) -> tuple[float, float]:
+        seconds.append(took)
+        return found.pop(0)
+
+    monkeypatch.setattr(bench_layers, "measure", measure)
+    (layer,) = bench_layers.layers("gather", 1, 0)
+    assert bench_layers.compare(layer, tmp_path, 0.1) == (10.0, 9.5)
+    assert seconds == pytest.approx([0.1, 0.1 * bench_layers.AGAIN])
+
+
 def test_the_page_of_kernels_sums_up_each_model() -> None:
     rows = [kernels.Row("net", "conv | relu", 20e6, 2, 1e-3, 0.5), kernels.Row("net", "matmul", 5e6, 1, 1e-3, 1.0)]
     lines = kernels.markdown(rows, 40.0, "scripts/kernels", 8).splitlines()

@@ -53,7 +53,7 @@ def select_templates(state: State) -> State:
         elif name == "relax.matmul":
             result, count = _matmul(rewriter, call, args, target, choose)
         elif name == "relax.image.resize2d":
-            result, count = _resize2d(rewriter, call, args), 0
+            result, count = _resize2d(rewriter, call, args, target), 0
         elif name in POOLS:
             result, count = _pool2d(rewriter, call, args, target), 0
         else:
@@ -189,13 +189,14 @@ def _matmul(
     return call_template(rewriter, "matmul", tensors, [data, packed], call.ty), count
 
 
-def _resize2d(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+def _resize2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> Any:  # noqa: ANN401
     """Case 4."""
     workload = resize_of(call)
     if workload is None:
         return None
     tables = [rewriter.constant(table, "resize_table") for table in resize.all_tables(workload)]
-    return call_template(rewriter, "resize2d", resize.compute(workload), [args[0], *tables], call.ty)
+    tensors = resize.compute(workload, resize.default_config(workload, target))
+    return call_template(rewriter, "resize2d", tensors, [args[0], *tables], call.ty)
 
 
 def _pool2d(rewriter: Rewriter, call: Any, args: list[Any], target: Target) -> Any:  # noqa: ANN401

@@ -21,8 +21,10 @@ from ingot.schedules import (
     depthwise,
     depthwise_int8,
     generic,
+    pieces,
     planes,
     planes_product,
+    resize,
     rows,
     transpose,
     winograd,
@@ -58,6 +60,7 @@ TEMPLATES: dict[str, Template] = {
     "batch_matmul": Template(batch_matmul.BatchMatmulConfig, batch_matmul.schedule, batch_matmul.finish),
     "planes": Template(planes.PlaneConfig, written.schedule, written.finish),
     "planes_product": Template(planes_product.ProductConfig, written.schedule, written.finish),
+    "resize": Template(resize.ResizeConfig, resize.schedule, lambda function, *_: function),
     "rows": Template(rows.RowsConfig, rows.schedule, lambda function, *_: function),
     "transpose": Template(transpose.TransposeConfig, written.schedule, written.finish),
     "winograd": Template(winograd.WinogradConfig, written.schedule, written.finish),
@@ -86,7 +89,7 @@ def schedule_function(function: Any, target: Target) -> Any:  # noqa: ANN401 - P
             generic.schedule_reduction(sch, block, target)
         else:
             generic.schedule_elementwise(sch, block, target)
-    function = generic.flatten(sch.mod["main"])
+    function = pieces.rewrite(generic.flatten(sch.mod["main"]))
     return function if finish is None else finish(function)
 
 

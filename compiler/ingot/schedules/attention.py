@@ -20,6 +20,7 @@ from ingot.schedules.conv2d import uses_lanes
 from ingot.schedules.lanes import mark_lanes
 from ingot.schedules.rows import STAGE, Row, RowsConfig, at_row, schedule_stage, vectorize_row
 from ingot.schedules.vector import annotate_block, ceil_div, lanes_for, largest_divisor, registers
+from ingot.schedules.vector_math import decay
 from ingot.schedules.views import View, reader
 from ingot.target import Target
 
@@ -77,7 +78,7 @@ def default_config(workload: AttentionWorkload, row: RowsConfig, target: Target)
     mixed = max(v for v in range(1, widest + 1) if w.d % (out_lanes * v) == 0)
     limit = min((regs.count - 1 - v) // v for v in (vectors, mixed))
     wide = ceil_div(w.n, regs.lanes * vectors) * regs.lanes * vectors
-    limit = min(limit, 12, w.m, STACK_BYTES // (4 * (wide + w.n)))
+    limit = min(limit, 12, w.m, STACK_BYTES // (2 * 4 * wide))
     if limit < MIN_ROWS:
         return None
     rows = min(range(MIN_ROWS, limit + 1), key=lambda r: (ceil_div(w.m, r) * (r + 2), -r))
@@ -126,8 +127,10 @@ def compute(
         return chain(scores(*i), operands, [*i[:rank], inside(i[rank]), i[-1]])
 
     row = Row((*w.batch, tall), w.n, RowsConfig(c.row_lanes, c.row_vectors))
+    # Exponentials of padding, which nothing reads, make whole vectors of scores; a mask has none for them.
+    wide = w.n if any(len(shape) > 0 and shape[-1] != 1 for shape in w.operands) else blocks * block
     top = row.reduce("max", seen, te.max, lambda a, b: tirx.max(a, b))
-    powers = te.compute((*w.batch, tall, w.n), lambda *i: te.exp(seen(*i) - at_row(top, i[:-1])), name=f"{STAGE}exp")
+    powers = te.compute((*w.batch, tall, wide), lambda *i: decay(seen(*i) - at_row(top, i[:-1])), name=f"{STAGE}exp")
     one = tirx.const(1, "float32")
     scale = row.reduce("sum", lambda *i: powers(*i), te.sum, lambda a, b: a + b, lambda s: one / s)
     rn = te.reduce_axis((0, w.n), "rn")

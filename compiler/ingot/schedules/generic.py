@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tvm_ffi
 from tvm import ir, s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
-from ingot.schedules.vector import DTYPE_BYTES, interleaved_lanes, lanes_for, largest_divisor, registers
+from ingot.schedules import pieces
+from ingot.schedules.vector import (
+    DTYPE_BYTES,
+    interleaved,
+    interleaved_lanes,
+    lanes_for,
+    largest_divisor,
+    registers,
+)
 from ingot.target import Target
 
 # A local buffer up to this size may live on the stack of the thread that computes it.
@@ -26,7 +35,7 @@ REDUCTION_VECTORS, SUM_VECTORS = 4, 8
 ROW_BYTES = 16 * 1024
 # Rows of plain copies from this length on are left to LLVM, which makes them calls of memcpy.
 COPIED_ROW = 32
-# The annotation of a block that has joined all axes of its tensors, which are of one shape.
+# The annotation of a block that has joined so many last axes of its tensors, of those it reads in order along them.
 FLAT = "ingot.flat"
 # With fewer rows than this the contiguous axis is divided among threads too.
 MIN_ROWS = 16
@@ -62,7 +71,9 @@ def inline_producers(sch: Any, keep: set[str]) -> None:  # noqa: ANN401
 def is_expensive(node: Any) -> bool:  # noqa: ANN401
     """Say whether a block calls a function that takes many instructions."""
     text = str(node.body)
-    return any(word in text for word in ("T.exp", "T.tanh", "T.erf", "T.sigmoid", "T.log", "T.pow", "T.sqrt"))
+    return any(
+        word in text for word in ("T.exp", "T.tanh", "T.erf", "T.sigmoid", "T.log", "T.pow", "T.sqrt", "ingot_decay")
+    )
 
 
 def schedule_elementwise(sch: Any, block: Any, target: Target, *, keep_axes: bool = False) -> None:  # noqa: ANN401
@@ -84,6 +95,8 @@ def schedule_elementwise(sch: Any, block: Any, target: Target, *, keep_axes: boo
         sch.parallel(sch.fuse(*others))
         return
     shape = [int(d) for d in out.shape]
+    if not keep_axes and _schedule_planes(sch, block, target):
+        return
     flat = all([int(d) for d in region.source.shape] == shape for region in node.reads)
     dtype = str(out.dtype)
     lanes = lanes_for(target, dtype, innermost)
@@ -101,7 +114,7 @@ def schedule_elementwise(sch: Any, block: Any, target: Target, *, keep_axes: boo
         if in_place:
             joined = tirx.IndexMap.from_func(lambda *i: [_ravel(i, shape)], ndim=len(shape), index_dtype="int64")
             sch.transform_block_layout(block, joined)
-            sch.annotate(block, FLAT, 1)
+            sch.annotate(block, FLAT, len(shape))
             loops, node = sch.get_loops(block), sch.get(block)
         else:
             loops = [sch.fuse(*loops)]
@@ -137,6 +150,85 @@ def schedule_elementwise(sch: Any, block: Any, target: Target, *, keep_axes: boo
     sch.parallel(task)
 
 
+def _schedule_planes(sch: Any, block: Any, target: Target) -> bool:  # noqa: ANN401
+    """Schedule planes whose elements meet one element of an operand (a channel's bias), or come from one of its planes.
+
+    The axes of a plane become one, so that nothing is to find out about each vector of it, and lengths that no vector
+    divides are gone through in pieces. Planes that are moved are left to LLVM. Returns whether it was done.
+    """
+    node, loops = sch.get(block), sch.get_loops(block)
+    out = node.writes[0].source
+    shape = [int(d) for d in out.shape]
+    lanes = lanes_for(target, str(out.dtype), 0)
+    group = lanes * interleaved(node, target)
+    joined = _joinable(node, shape) if len(loops) == len(shape) == len(node.iter_vars) else 0
+    plane, rows = (math.prod(part) for part in (shape[len(shape) - joined :], shape[: len(shape) - joined]))
+    moved = not _computes(node)
+    parts = next((n for n in range(1, MAX_UNROLLED) if plane % n == 0 and rows * n >= MIN_ROWS), 0)
+    if not joined or not parts or plane // parts < lanes or (joined == 1 and (moved or plane % group == 0)):
+        return False
+    if joined > 1:
+        lead = len(shape) - joined
+        plain = tirx.IndexMap.from_func(
+            lambda *i: [*i[:lead], _ravel(i[lead:], shape[lead:])], ndim=len(shape), index_dtype="int64"
+        )
+        sch.transform_block_layout(block, plain)
+        sch.annotate(block, FLAT, joined)
+    *others, last = sch.get_loops(block)
+    if parts > 1:
+        part, last = sch.split(last, [parts, None])
+        others.append(part)
+    if not moved:
+        pieces.mark(sch, last, lanes, group // lanes)
+    sch.parallel(sch.fuse(*others))
+    return True
+
+
+def _computes(node: Any) -> bool:  # noqa: ANN401 - a block
+    """Say whether a block does more than choose an element."""
+
+    def chosen(value: Any) -> bool:  # noqa: ANN401
+        if str(getattr(getattr(value, "op", None), "name", "")).endswith(".if_then_else"):
+            return chosen(value.args[1]) and chosen(value.args[2])
+        return isinstance(value, (ir.TensorLoad, tirx.IntImm, tirx.FloatImm))
+
+    return not chosen(node.body.value)
+
+
+def _joinable(node: Any, shape: list[int]) -> int:  # noqa: ANN401 - a block
+    """Return how many last axes of a block are one to all it reads: passed in order, or not looked at."""
+    if not isinstance(node.body, tirx.BufferStore):
+        return 0
+    accesses: list[Any] = [node.body]
+    tvm_ffi.structural_walk(node.body, [(ir.TensorLoad, accesses.append)])
+    axes = [item.var for item in node.iter_vars]
+
+    def in_order(access: Any, count: int) -> bool:  # noqa: ANN401
+        indices = list(access.indices)[-count:]
+        source = access.buffer if isinstance(access, tirx.BufferStore) else access.source
+        return [int(d) for d in source.shape][-count:] == shape[-count:] and all(
+            size == 1 or index.same_as(axis)
+            for index, axis, size in zip(indices, axes[-count:], shape[-count:], strict=True)
+        )
+
+    def one(count: int) -> bool:
+        uses = _uses(node.body, axes[-count:])
+        seen = sum(sum(_uses(index, axes[-count:]) for index in access.indices) for access in accesses)
+        return uses == seen and all(
+            in_order(access, count) or not any(_uses(index, axes[-count:]) for index in access.indices)
+            for access in accesses
+        )
+
+    return next((count for count in range(len(shape), 0, -1) if one(count)), 0)
+
+
+def _uses(expr: Any, axes: list[Any]) -> int:  # noqa: ANN401
+    """Return how often an expression or a statement names one of the axes."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(expr, [(ir.Var, found.append)])
+    return sum(var.same_as(axis) for var in found for axis in axes)
+
+
 def _in_place(node: Any, shape: list[int]) -> bool:  # noqa: ANN401 - a block
     """Say whether each element is made of elements at its own place in other tensors of its shape."""
     if not isinstance(node.body, tirx.BufferStore):
@@ -168,10 +260,13 @@ def flatten(function: Any) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
     def block(node: Any) -> Any:  # noqa: ANN401
         if FLAT not in node.annotations:
             return node
-        (item,) = node.iter_vars
+        item, joined = node.iter_vars[-1], int(node.annotations[FLAT])
 
         def place(access: Any) -> list[Any]:  # noqa: ANN401
-            return [tirx.IntImm(str(item.var.ty.dtype), 0)] * (len(access.indices) - 1) + [item.var]
+            lead, rest = list(access.indices)[:-joined], list(access.indices)[-joined:]
+            if len(node.iter_vars) > 1 and not any(_uses(index, [item.var]) for index in rest):
+                return [*lead, *rest]
+            return [*lead, *[tirx.IntImm(str(item.var.ty.dtype), 0)] * (len(rest) - 1), item.var]
 
         def load(access: Any) -> Any:  # noqa: ANN401
             return tirx.BufferLoad(access.source, place(access))

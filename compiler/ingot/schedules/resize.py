@@ -2,7 +2,7 @@
 
 TVM's definition computes a floor, a clamp and a division for every element of every channel; here each output row
 and column looks its source up. In NHWC the channels are a plain vector loop; in NCHW, for a resize that no NHWC layer
-stands next to, nothing is transposed.
+stands next to, nothing is transposed, and bilinear mixes whole rows first, so that half as much is looked up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import te
+from tvm import te, tirx
+
+from ingot.schedules import pieces
+from ingot.schedules.rows import MAX_STACK_ROW, STAGE
+from ingot.schedules.vector import annotate_block, lanes_for
+from ingot.target import Target
 
 _NEAREST: dict[str, Callable[[Any], Any]] = {
     "round": lambda x: np.floor(x + np.float32(0.5)),
@@ -107,8 +112,31 @@ def factors(workload: ResizeWorkload) -> tuple[int, int] | None:
     return found[0], found[1]
 
 
-def compute(workload: ResizeWorkload) -> list[Any]:
-    """Return the TE tensors [image, *tables, output]."""
+@dataclass(frozen=True)
+class ResizeConfig:
+    """Vectors of `lanes` mix two rows of an image in NCHW, before its columns are looked up."""
+
+    lanes: int
+
+
+def default_config(workload: ResizeWorkload, target: Target) -> ResizeConfig | None:
+    """Return the config of a bilinear resize in NCHW, or None where no row is mixed first."""
+    w, lanes = workload, lanes_for(target, workload.dtype, 0)
+    fits = lanes <= w.width <= min(MAX_STACK_ROW, 4 * w.out_width)
+    return ResizeConfig(lanes) if w.method == "linear" and w.layout == "NCHW" and fits else None
+
+
+def schedule(sch: Any, anchor: Any, output: Any, config: ResizeConfig, _: Target) -> None:  # noqa: ANN401
+    """Mix the two rows that a row of the result is made of, then look its columns up."""
+    *others, _last = sch.get_loops(output)
+    task = sch.fuse(*others)
+    sch.compute_at(anchor, task, preserve_unit_loops=True)
+    pieces.mark(sch, sch.get_loops(anchor)[-1], config.lanes, 1, overlap=True)
+    sch.parallel(task)
+
+
+def compute(workload: ResizeWorkload, config: ResizeConfig | None) -> list[Any]:
+    """Return the TE tensors [image, *tables, output]; with a config, each row is mixed on the stack."""
     w = workload
     sizes = {"N": w.batch, "H": w.height, "W": w.width, "C": w.channels}
     image = te.placeholder([sizes[axis] for axis in w.layout], w.dtype, name="image")
@@ -137,6 +165,21 @@ def compute(workload: ResizeWorkload) -> list[Any]:
 
         return [image, *places, te.compute(shape, nearest, name="resize")]
     row0, row1, row_weight, col0, col1, col_weight = places
+    if config is not None:
+
+        def mix(n: Any, c: Any, y: Any, x: Any) -> Any:  # noqa: ANN401 - TE expressions
+            above = image(n, c, row0[y], x)
+            return above + (image(n, c, row1[y], x) - above) * row_weight[y]
+
+        notes = annotate_block("resize", "resize", config)
+        row = te.compute((w.batch, w.channels, w.out_height, w.width), mix, name=f"{STAGE}mixed", attrs=notes)
+
+        def between(n: Any, c: Any, y: Any, x: Any) -> Any:  # noqa: ANN401 - TE expressions
+            # The bounds, which the tables keep anyway, tell TVM how much of a row is read.
+            left, right = (row(n, c, y, tirx.min(tirx.max(t[x], 0), w.width - 1)) for t in (col0, col1))
+            return left + (right - left) * col_weight[x]
+
+        return [image, *places, te.compute(shape, between, name="resize")]
 
     def linear(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
         at = dict(zip(w.layout, i, strict=True))

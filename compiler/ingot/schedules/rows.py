@@ -1,9 +1,9 @@
 """Softmax, norms, sums and dot products along rows: one kernel, a row at a time, nothing of it in the arena.
 
 Every stage of a row (its maximum, its exponentials, their sum, ...) is computed while the row lies in the first-level
-cache. A reduction along the row keeps one partial result per vector lane, in up to four registers, and adds the lanes
-as a tree at the end; the last `length % lanes` elements join one by one. So float sums are made in another order than
-the definition's, which is as exact or better.
+cache. A reduction along the row keeps one partial result per vector lane, in up to four registers, which are added as a
+tree at the end, with the registers and the last `length % lanes` elements that are left. So float sums are made in
+another order than the definition's, which is as exact or better.
 
 Layer norm takes the mean first and then the mean of (x - mean)^2: the one-pass E[x^2] - E[x]^2 cancels where the mean
 is large against the deviation.
@@ -17,8 +17,10 @@ from typing import Any
 
 from tvm import te, tirx
 
+from ingot.schedules import pieces
 from ingot.schedules.batch_matmul import BatchMatmulWorkload
-from ingot.schedules.vector import annotate_block, interleaved_lanes, lanes_for, registers
+from ingot.schedules.vector import annotate_block, interleaved, lanes_for, registers
+from ingot.schedules.vector_math import decay
 from ingot.schedules.views import View, reader
 from ingot.target import Target
 
@@ -46,14 +48,13 @@ class RowsConfig:
 
 
 def default_config(length: int, dtype: str, target: Target, *, single: bool = False) -> RowsConfig:
-    """Return as many partial results as hide the latency of an addition, and divide the row's whole vectors."""
+    """Return as many partial results as hide the latency of an addition."""
     lanes = min(registers(target).lanes, lanes_for(target, dtype, 1 << 30))
     while lanes > length:
         lanes //= 2
     if lanes < 4:
         return RowsConfig(1, 1, int(single))
-    whole = length // lanes
-    vectors = max(v for v in (1, 2, 4) if whole % v == 0 and (v == 1 or whole >= 2 * v))
+    vectors = max(v for v in (1, 2, 4) if v == 1 or length // lanes >= 2 * v)
     return RowsConfig(lanes, vectors, int(single))
 
 
@@ -93,18 +94,26 @@ class Row:
                 lambda *i: reducer(value(*i[:-1], k * step + i[-1]), axis=[k]),
                 name=f"{STAGE}{name}_lanes",
             )
-        if vectors > 1 and whole:
-            wide = parts
+        begins = range(whole, length // lanes * lanes, lanes) if lanes > 1 else range(0)
+        if (vectors > 1 and whole) or begins:
+            wide, held = parts, vectors if whole else 0
             parts = te.compute(
                 (*self.rows, lanes),
-                lambda *i: _tree([wide(*i[:-1], i[-1] + v * lanes) for v in range(vectors)], combine),
+                lambda *i: _tree(
+                    [
+                        *(wide(*i[:-1], i[-1] + v * lanes) for v in range(held)),
+                        *(value(*i[:-1], i[-1] + begin) for begin in begins),
+                    ],
+                    combine,
+                ),
                 name=f"{STAGE}{name}_register",
             )
+            whole = length // lanes * lanes
 
         def total(*row: Expr) -> Expr:
-            pieces = [_tree([parts(*row, lane) for lane in range(lanes)], combine)] if whole else []
+            sums = [_tree([parts(*row, lane) for lane in range(lanes)], combine)] if whole else []
             tail = [value(*row, tirx.IntImm("int64", i)) for i in range(whole, length)]
-            return finish(_tree([*pieces, _tree(tail, combine)] if tail else pieces, combine))
+            return finish(_tree([*sums, _tree(tail, combine)] if tail else sums, combine))
 
         shape = self.rows or (1,)
         body = total if self.rows else (lambda _: total())
@@ -136,7 +145,7 @@ def compute_softmax(shape: tuple[int, ...], dtype: str, config: RowsConfig, *, l
     top = row.reduce("max", lambda *i: data(*i), te.max, _max)
 
     def power(*i: Expr) -> Expr:
-        return te.exp(data(*i) - at_row(top, i[:-1]))
+        return decay(data(*i) - at_row(top, i[:-1]))
 
     anchor = annotate_block("softmax", "rows", config)
     if logarithm:
@@ -282,9 +291,10 @@ def schedule_stage(sch: Any, block: Any, config: RowsConfig, target: Target) -> 
 
 
 def vectorize_row(sch: Any, block: Any, config: RowsConfig, target: Target) -> None:  # noqa: ANN401
-    """Vectorise a block's loop along the row; LLVM does it, with a tail, where vectors do not divide the row."""
-    loop = sch.get_loops(block)[-1]
-    extent = int(sch.get(loop).extent)
-    if config.lanes > 1 and extent % config.lanes == 0:
-        _, lane = sch.split(loop, [None, interleaved_lanes(sch.get(block), config.lanes, extent, target)])
-        sch.vectorize(lane)
+    """Vectorise a block's loop along the row.
+
+    A stage is stored to the stack, apart from all it is made of: its last elements may be computed twice.
+    """
+    if config.lanes > 1:
+        loop, overlap = sch.get_loops(block)[-1], str(sch.get(block).name_hint).startswith(STAGE)
+        pieces.mark(sch, loop, config.lanes, interleaved(sch.get(block), target), overlap=overlap)

@@ -41,18 +41,22 @@ def lanes_for(target: Target, dtype: str, extent: int) -> int:
     return lanes
 
 
-def interleaved_lanes(node: Any, lanes: int, extent: int, target: Target) -> int:  # noqa: ANN401 - a block
-    """Return the lanes of a loop over `extent` elements of a block: of up to four registers where it calls functions.
+def interleaved(node: Any, target: Target) -> int:  # noqa: ANN401 - a block
+    """Return how many registers of a block's elements to compute side by side: four where it calls functions.
 
     exp and sigmoid are one long chain of instructions each, functions of functions a longer one: a core keeps few of
     them in flight unless those of neighbouring registers take turns. tanh or erf alone is wide enough by itself.
     """
     text = str(node.body)
-    calls = sum(text.count(f"T.{name}(") for name in ("exp", "sigmoid"))
+    calls = sum(text.count(f"{name}(") for name in ("T.exp", "T.sigmoid", "ingot_decay"))
     functions = calls + sum(text.count(f"T.{name}(") for name in ("tanh", "erf"))
-    if target.vector_bits <= 64 or (calls == 0 and functions < 2):
-        return lanes
-    return next(wide * lanes for wide in (4, 2, 1) if extent % (wide * lanes) == 0)
+    return 1 if target.vector_bits <= 64 or (calls == 0 and functions < 2) else 4
+
+
+def interleaved_lanes(node: Any, lanes: int, extent: int, target: Target) -> int:  # noqa: ANN401 - a block
+    """Return the lanes of a loop over `extent` elements of a block: of as many registers as `interleaved` says."""
+    most = interleaved(node, target)
+    return next(wide * lanes for wide in (4, 2, 1) if wide <= most and extent % (wide * lanes) == 0)
 
 
 def largest_divisor(value: int, limit: int) -> int:
