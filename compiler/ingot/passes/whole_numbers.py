@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,17 @@ def whole_numbers(state: State) -> State:
             dequantize(p, 1, v)), s t), with t one number or one for each output channel.
     Case 2: the same for matmul with a constant 2-D right-hand side.
     The product s t is rounded once, from float64.
+
+    What only moves stored values of 8 bits moves them before they are converted, and they stay so in the artifact:
+    Case 3: permute_dims(dequantize(p, t, v)) of a constant p is dequantize(permute_dims(p), t, v).
+    Case 4: take(dequantize(p, t, v), i) is dequantize(take(p, i), t, v) where t and v are one number each (embeddings).
     """
-    table: dict[str, Visit] = {"relax.nn.conv2d": _linear, "relax.matmul": _linear}
+    table: dict[str, Visit] = {
+        "relax.nn.conv2d": _linear,
+        "relax.matmul": _linear,
+        "relax.permute_dims": _permuted,
+        "relax.take": _taken,
+    }
     return rewrite(state, table)
 
 
@@ -57,6 +67,41 @@ def _linear(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN
     shape[channel_axis(call)] = ratio.size
     whole = rewriter.emit(rebuild(call, [_unscaled(rewriter, data), _unscaled(rewriter, weight)]))
     return relax.op.multiply(whole, rewriter.constant(ratio.astype(np.float32).reshape(shape), "scale"))
+
+
+def _stored(rewriter: Rewriter, expr: Any) -> tuple[Any, np.ndarray] | None:  # noqa: ANN401
+    """Return the dequantize call that an expression is, and its constant operand of 8 bits."""
+    value = rewriter.value_of(expr)
+    if op_name(value) != "relax.dequantize":
+        return None
+    stored = rewriter.weight(value.args[0])
+    return None if stored is None or str(stored.dtype) not in _EIGHT_BITS else (value, stored)
+
+
+def _permuted(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+    """Case 3."""
+    found = _stored(rewriter, args[0])
+    if found is None:
+        return None
+    dequantize, stored = found
+    axes = [int(a) for a in call.attrs.axes] if call.attrs.axes else list(range(stored.ndim))[::-1]
+    name = str(getattr(dequantize.args[0], "name", "weight"))
+    moved = rewriter.add_weight(f"{name}_permuted", stored.transpose(axes))
+    axis = axes.index(int(dequantize.attrs.axis) % stored.ndim)
+    return relax.op.dequantize(moved, *dequantize.args[1:], axis=axis, out_dtype=dtype_of(dequantize))
+
+
+def _taken(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+    """Case 4."""
+    found = _stored(rewriter, args[0])
+    if found is None:
+        return None
+    dequantize, _ = found
+    operand, scale, zero_point = dequantize.args
+    if math.prod(shape_of(scale)) != 1 or math.prod(shape_of(zero_point)) != 1:
+        return None
+    taken = rewriter.emit(rebuild(call, [operand, args[1]]))
+    return relax.op.dequantize(taken, scale, zero_point, axis=0, out_dtype=dtype_of(dequantize))
 
 
 def _output_axis(call: Any, ndim: int) -> int:  # noqa: ANN401
