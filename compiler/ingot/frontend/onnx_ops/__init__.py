@@ -38,6 +38,7 @@ _FAMILIES = (
     "search",
     "shape",
     "signal",
+    "suppression",
     "support_vectors",
     "ngrams",
     "trees",

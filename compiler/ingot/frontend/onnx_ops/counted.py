@@ -1,7 +1,7 @@
-"""Operators that choose how many results they have: NonZero, Compress, Unique, NonMaxSuppression.
+"""Operators that choose how many results they have: NonZero, Compress, Unique (`suppression` has NonMaxSuppression).
 
 Each has one more output than in ONNX, an int64[1] that counts the results; the others have their largest size, and
-zeros behind the last result. What runs in order (compaction, suppression) is one kernel on one thread; all else is
+zeros behind the last result. What runs in order (compaction) is one kernel on one thread; all else is
 computed for every element on its own.
 """
 
@@ -264,91 +264,3 @@ def _unique(ctx: Context) -> list[Expr]:
     else:
         values = relax.op.take(data, where, axis, mode="clip")
     return [ctx.emit(values), where, ranks, times, count]
-
-
-@converts("NonMaxSuppression")
-def _non_max_suppression(ctx: Context) -> list[Expr]:
-    from tvm import relax, tirx
-
-    batches, boxes = ctx.shape(0)[:2]
-    classes, (bound, _) = ctx.shape(1)[1], ctx.out_shape()
-    most = bound // (batches * classes)
-    centred = bool(ctx.attr("center_point_box", 0))
-    given = [ctx.inputs[i] if ctx.has(i) else None for i in (3, 4)]
-    overlap = relax.op.reshape(given[0], (1,)) if given[0] is not None else ctx.const(0.0, "float32")
-    overlap = ctx.emit(relax.op.reshape(overlap, (1,)))
-    lowest = ctx.emit(relax.op.reshape(given[1], (1,))) if given[1] is not None else None
-
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:  # noqa: ANN401
-        box, score, limit, *floor = ins
-        chosen, count, candidates, waiting, best, taken = outs
-        here, left, top = _Code.load(count, 0), _Code.load(waiting, 0), _Code.load(best, 0)
-
-        def corners(b: Any, i: Any) -> tuple[Any, Any, Any, Any]:  # noqa: ANN401
-            v = [_Code.load(box, b, i, k) for k in range(4)]
-            if centred:  # x, y of the centre, width, height
-                half = tirx.const(0.5, "float32")
-                return v[1] - v[3] * half, v[0] - v[2] * half, v[1] + v[3] * half, v[0] + v[2] * half
-            return tirx.min(v[0], v[2]), tirx.min(v[1], v[3]), tirx.max(v[0], v[2]), tirx.max(v[1], v[3])
-
-        def overlaps(b: Any, i: Any, j: Any) -> Any:  # noqa: ANN401
-            (y0, x0, y1, x1), (v0, u0, v1, u1) = corners(b, i), corners(b, j)
-            none = tirx.const(0.0, "float32")
-            height = tirx.max(tirx.min(y1, v1) - tirx.max(y0, v0), none)
-            width = tirx.max(tirx.min(x1, u1) - tirx.max(x0, u0), none)
-            common, first, second = height * width, (y1 - y0) * (x1 - x0), (v1 - v0) * (u1 - u0)
-            union = first + second - common
-            # As ONNX Runtime: a box without area overlaps nothing. The quotient, not a product, rounds as it does.
-            real = tirx.all(common > none, first > none, second > none, union > none)
-            return tirx.And(real, common / tirx.Select(real, union, tirx.const(1.0, "float32")) > _Code.load(limit, 0))
-
-        def collect(b: Any, c: Any) -> Any:  # noqa: ANN401
-            def consider(i: Any) -> Any:  # noqa: ANN401
-                add = _Code.steps(_Code.store(candidates, [left], i), _Code.store(waiting, [0], left + integer(1)))
-                value = _Code.load(score, b, c, i)
-                return _Code.when(value > _Code.load(floor[0], 0), add) if floor else add
-
-            return _Code.steps(_Code.store(waiting, [0], integer(0)), _Code.loop(boxes, consider))
-
-        def take(b: Any, c: Any) -> Any:  # noqa: ANN401
-            """Move the best candidate to the results, and drop it and all that it overlaps, keeping their order."""
-
-            def value(k: Any) -> Any:  # noqa: ANN401
-                return _Code.load(score, b, c, _Code.load(candidates, k))
-
-            find = _Code.loop(left, lambda k: _Code.when(value(k) > value(top), _Code.store(best, [0], k)))
-            winner = _Code.load(taken, 0)
-
-            def keep(k: Any) -> Any:  # noqa: ANN401
-                other = _Code.load(candidates, k)
-                free = tirx.And(tirx.NE(other, winner), tirx.Not(overlaps(b, winner, other)))
-                kept = _Code.load(best, 0)
-                move = _Code.steps(_Code.store(candidates, [kept], other), _Code.store(best, [0], kept + integer(1)))
-                return _Code.when(free, move)
-
-            return _Code.steps(
-                _Code.store(best, [0], integer(0)),
-                find,
-                _Code.store(taken, [0], _Code.load(candidates, top)),
-                _Code.store(chosen, [here, 0], b),
-                _Code.store(chosen, [here, 1], c),
-                _Code.store(chosen, [here, 2], winner),
-                _Code.store(count, [0], here + integer(1)),
-                _Code.store(best, [0], integer(0)),
-                _Code.loop(left, keep),
-                _Code.store(waiting, [0], _Code.load(best, 0)),
-            )
-
-        def one_class(b: Any, c: Any) -> Any:  # noqa: ANN401
-            again = _Code.loop(most, lambda _: _Code.when(left > integer(0), take(b, c)))
-            return _Code.steps(collect(b, c), again)
-
-        return _Code.steps(
-            _Code.store(count, [0], integer(0)),
-            _Code.loop(bound, lambda i: _Code.loop(3, lambda k: _Code.store(chosen, [i, k], integer(0)))),
-            _Code.loop(batches, lambda b: _Code.loop(classes, lambda c: one_class(b, c))),
-        )
-
-    inputs = [ctx.inputs[0], ctx.inputs[1], overlap, *([lowest] if lowest is not None else [])]
-    shapes = [(bound, 3), (1,), (boxes,), (1,), (1,), (1,)]
-    return _in_order(ctx, inputs, shapes, ["int64"] * len(shapes), body, "non_max_suppression")[:2]
