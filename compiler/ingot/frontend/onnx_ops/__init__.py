@@ -25,6 +25,7 @@ _FAMILIES = (
     "counted",
     "elementwise",
     "features",
+    "grid_sample",
     "index",
     "linear",
     "linear_models",
