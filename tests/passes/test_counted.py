@@ -120,6 +120,24 @@ def test_unique(options: dict[str, int], tmp_path: Path) -> None:
         agree(path, program, {"x": np.random.default_rng(seed).integers(0, 2, (6, 3)).astype(np.float32)})
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64", "float64", "int8"])
+def test_unique_among_many(dtype: str, tmp_path: Path) -> None:
+    path, program = build(
+        tmp_path, [node("Unique", ["x"], ["y", "where", "inverse", "times"])], {"x": (dtype, (301,))},
+        ["y", "where", "inverse", "times"],
+    )  # fmt: skip
+    random = np.random.default_rng(2)
+    for most in (1, 30, 120):
+        agree(path, program, {"x": random.integers(-most, most, 301).astype(dtype)})
+    if dtype == "float32":
+        x = random.permutation(np.repeat(np.array([np.nan, 1.5, -np.inf], np.float32), (3, 200, 98)))
+        values, where, inverse, times = program.run([x])
+        np.testing.assert_array_equal(values, [-np.inf, 1.5, np.nan, np.nan, np.nan])
+        np.testing.assert_array_equal(values[inverse], x)
+        np.testing.assert_array_equal(x[where], values)
+        assert times.tolist() == [98, 200, 1, 1, 1]
+
+
 @pytest.mark.parametrize(("centred", "floor"), [(0, 0.3), (1, 0.3), (0, None)])
 def test_non_max_suppression(centred: int, floor: float | None, tmp_path: Path) -> None:
     weights = {"most": np.array([5]), "overlap": np.array([0.4], np.float32)}

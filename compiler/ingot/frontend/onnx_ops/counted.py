@@ -1,122 +1,42 @@
 """Operators that choose how many results they have: NonZero, Compress, Unique (`suppression` has NonMaxSuppression).
 
 Each has one more output than in ONNX, an int64[1] that counts the results; the others have their largest size, and
-zeros behind the last result. What runs in order (compaction) is one kernel on one thread; all else is
+zeros behind the last result. What runs in order (compaction, sorting) is one kernel on one thread; all else is
 computed for every element on its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from ingot.frontend.loops import call_loops, scalar
 from ingot.frontend.onnx_ops.context import Context, converts, normal_axis
 from ingot.frontend.tvm_types import Expr
 
-# Comparisons of one Unique, and the size of its largest table of pairs.
-_MAX_COMPARISONS, _MAX_PAIRS = 2**31, 2**22
 
-
-class _Code:
-    """Statements of a kernel that runs in order, over buffers."""
-
-    @staticmethod
-    def loop(extent: int | Any, body: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - TIR
-        from tvm import tirx
-
-        index = tirx.Var("i", "int64")
-        count = tirx.const(extent, "int64") if isinstance(extent, int) else extent
-        return tirx.For(index, tirx.const(0, "int64"), count, tirx.ForKind.SERIAL, body(index))
-
-    @staticmethod
-    def store(buffer: Any, indices: Sequence[Any], value: Any) -> Any:  # noqa: ANN401
-        from tvm import tirx
-
-        return tirx.BufferStore(buffer, value, [integer(index) for index in indices])
-
-    @staticmethod
-    def load(buffer: Any, *indices: Any) -> Any:  # noqa: ANN401
-        from tvm import tirx
-
-        return tirx.BufferLoad(buffer, [integer(index) for index in indices])
-
-    @staticmethod
-    def when(condition: Any, then: Any) -> Any:  # noqa: ANN401
-        from tvm import tirx
-
-        return tirx.IfThenElse(condition, then, None)
-
-    @staticmethod
-    def steps(*statements: Any) -> Any:  # noqa: ANN401
-        from tvm import tirx
-
-        return tirx.SeqStmt(list(statements))
-
-
-def integer(value: int | Any) -> Any:  # noqa: ANN401 - TIR
-    """A number as int64, for indices."""
+def integer(value: int) -> Any:  # noqa: ANN401 - TIR
+    """A number as int64, as indices are."""
     from tvm import tirx
 
-    return tirx.const(value, "int64") if isinstance(value, int) else value
+    return tirx.const(value, "int64")
 
 
-def _in_order(
-    ctx: Context,
-    inputs: Sequence[Expr],
-    shapes: Sequence[tuple[int, ...]],
-    dtypes: Sequence[str],
-    body: Callable[[Sequence[Any], Sequence[Any]], Any],
-    name: str,
-) -> list[Expr]:
-    """The results of a kernel that `body(inputs, outputs)` writes as statements."""
-    import tvm
-    from tvm import relax, s_tir, tirx
-
-    types = [(tuple(int(d) for d in tensor.ty.shape), str(tensor.ty.dtype.dtype)) for tensor in inputs]
-    ins = [tirx.decl_buffer(shape, dtype, f"in{i}") for i, (shape, dtype) in enumerate(types)]
-    outs = [
-        tirx.decl_buffer(shape, dtype, f"out{i}") for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
-    ]
-
-    def whole(buffer: Any) -> Any:  # noqa: ANN401
-        return tirx.BufferRegion(buffer, [tvm.ir.Range(0, int(extent)) for extent in buffer.shape])
-
-    def block(name: str, reads: Sequence[Any], writes: Sequence[Any], statement: Any) -> Any:  # noqa: ANN401
-        regions = [[whole(buffer) for buffer in side] for side in (reads, writes)]
-        return s_tir.SBlockRealize([], tirx.const(True, "bool"), s_tir.SBlock([], *regions, name, statement))
-
-    inner = block(name, [*ins, *outs], outs, body(ins, outs))
-    function = tirx.PrimFunc([*ins, *outs], block("root", [], [], inner))
-    # 8 is FuseOps' kind for what nothing is fused with.
-    for key, value in (("op_pattern", 8), ("tirx.noalias", True), ("s_tir", True)):
-        function = function.with_attr(key, value)
-    gvar = ctx.bb.add_func(function, name)
-    results = [relax.TensorType(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    made = ctx.emit(relax.call_tir(gvar, relax.Tuple(list(inputs)), results))
-    return [ctx.emit(relax.TupleGetItem(made, index)) for index in range(len(shapes))]
-
-
-def _places(ctx: Context, mask: Expr, length: int) -> tuple[Expr, Expr]:
+def _places(ctx: Context, mask: Expr, length: int) -> list[Expr]:
     """Indices of the true entries of mask[length] in order, zeros behind them, and their number."""
+    from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:  # noqa: ANN401
+    def body(ins: Any, outs: Any) -> None:  # noqa: ANN401
         (flags,), (places, count) = ins, outs
-        here = _Code.load(count, 0)
+        count[0] = integer(0)
+        with T.serial(0, integer(length)) as i, T.If(flags[i]), T.Then():
+            places[count[0]] = i
+            count[0] = count[0] + 1
+        with T.serial(count[0], integer(length)) as i:
+            places[i] = integer(0)
 
-        def note(i: Any) -> Any:  # noqa: ANN401
-            found = _Code.steps(_Code.store(places, [here], i), _Code.store(count, [0], here + integer(1)))
-            return _Code.when(_Code.load(flags, i), found)
-
-        return _Code.steps(
-            _Code.store(count, [0], integer(0)),
-            _Code.loop(length, lambda i: _Code.store(places, [i], integer(0))),
-            _Code.loop(length, note),
-        )
-
-    places, count = _in_order(ctx, [mask], [(length,), (1,)], ["int64", "int64"], body, "places")
-    return places, count
+    return call_loops(ctx.bb, "places", [mask], [((length,), "int64"), ((1,), "int64")], body)
 
 
 @converts("NonZero")
@@ -168,99 +88,116 @@ def _compress(ctx: Context) -> list[Expr]:
 
 @converts("Unique")
 def _unique(ctx: Context) -> list[Expr]:
-    """Quadratic: each entry is compared with every other one, in parallel; nothing is sorted in place."""
-    from tvm import relax, te, tirx
+    from tvm import relax
 
     axis, shape, data = ctx.attr("axis"), ctx.shape(), ctx.inputs[0]
     if axis is None:
         entries, width = int(np.prod(shape, dtype=np.int64)), 1
-        rows = ctx.emit(relax.op.reshape(data, (entries, 1)))
+        data = rows = ctx.emit(relax.op.reshape(data, (entries,)))
     else:
         axis = normal_axis(int(axis), len(shape))
         entries = shape[axis]
         width = int(np.prod(shape, dtype=np.int64)) // entries
-        order = [axis, *(i for i in range(len(shape)) if i != axis)]
-        rows = ctx.emit(relax.op.reshape(relax.op.permute_dims(data, order), (entries, width)))
-    total = entries * entries * width
-    if total > _MAX_COMPARISONS or (width > 1 and entries * entries > _MAX_PAIRS):
-        raise ctx.unsupported(f"{total} comparisons of {entries} entries", f"at most {_MAX_COMPARISONS}")
+        rows = ctx.emit(relax.op.permute_dims(data, [axis, *(i for i in range(len(shape)) if i != axis)]))
+    rows = ctx.emit(relax.op.reshape(rows, (entries, width)))
+    compared = {"bool": "uint8", "float16": "float32", "bfloat16": "float32"}.get(ctx.dtype(), ctx.dtype())
+    if compared != ctx.dtype():
+        rows = ctx.emit(relax.op.astype(rows, compared))
+    real = compared.startswith("float")
+    in_order = bool(ctx.attr("sorted", 1))
 
-    # Where two entries differ first (`width` if nowhere); for single values the values themselves tell.
-    differs = rows
-    if width > 1:
+    def body(ins: Any, outs: Any) -> None:  # noqa: ANN401
+        _distinct(ins, outs, (entries, width), real=real, in_order=in_order)
 
-        def first_difference(x: Any) -> Any:  # noqa: ANN401
-            k = te.reduce_axis((0, width), "k")
-            end = tirx.const(width, "int64")
-            return te.compute(
-                (entries, entries),
-                lambda i, j: te.min(tirx.Select(x(i, k).equal(x(j, k)), end, k.astype("int64")), axis=k),
-                name="differs",
-            )
+    # Where each result comes from, which result each entry is, how often, how many; then the entries in order.
+    outputs = [((entries,), "int64")] * 3 + [((1,), "int64"), ((entries,), "int64")]
+    where, ranks, times, count, _ = call_loops(ctx.bb, "unique", [rows], outputs, body)
+    return [ctx.emit(relax.op.take(data, where, axis or 0, mode="clip")), where, ranks, times, count]
 
-        differs = ctx.emit(ctx.bb.call_te(first_difference, rows, primfunc_name_hint="unique_differs"))
 
-    def same(x: Any, d: Any, i: Any, j: Any) -> Any:  # noqa: ANN401
-        return d(i, j).equal(tirx.const(width, "int64")) if width > 1 else x(i, integer(0)).equal(x(j, integer(0)))
+def _distinct(ins: Any, outs: Any, sizes: tuple[int, int], *, real: bool, in_order: bool) -> None:  # noqa: ANN401
+    """Sort the rows' places by a heap, equal ones by place, and number the groups of equals.
 
-    def before(x: Any, d: Any, i: Any, j: Any) -> Any:  # noqa: ANN401
-        if width == 1:
-            return x(i, integer(0)) < x(j, integer(0))
-        place = tirx.min(d(i, j), tirx.const(width - 1, "int64"))
-        return x(i, place) < x(j, place)
+    A NaN comes last and is like no other entry, not even itself.
+    """
+    from tvm import tirx
+    from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-    zero, one = tirx.const(0, "int64"), tirx.const(1, "int64")
+    (rows,), (where, ranks, times, count, order), (entries, width) = ins, outs, sizes
+    column, hole, child, place, first = (scalar("int64") for _ in range(5))
+    less, same, settled = (scalar("bool") for _ in range(3))
 
-    def total_of(value: Callable[..., Any], extent: int, name: str) -> Callable[..., Any]:
-        def define(*tensors: Any) -> Any:  # noqa: ANN401
-            k = te.reduce_axis((0, entries), "k")
-            return te.compute((extent,), lambda i: te.sum(value(i, k, *tensors), axis=k), name=name)
+    def below(x: Any, y: Any) -> Any:  # noqa: ANN401
+        if not real:
+            return x < y
+        return tirx.Or(x < y, tirx.And(tirx.isnan(y), tirx.Not(tirx.isnan(x))))
 
-        return define
+    def compare(p: Any, q: Any) -> None:  # noqa: ANN401
+        """Set `same`, and `less` if row p comes before row q."""
+        column[0] = integer(0)
+        if width > 1:
+            with T.While(tirx.And(column[0] < width - 1, rows[p, column[0]].equal(rows[q, column[0]]))):
+                column[0] = column[0] + 1
+        x, y = rows[p, column[0]], rows[q, column[0]]
+        same[0] = x.equal(y)
+        less[0] = tirx.Or(below(x, y), tirx.And(tirx.Not(below(y, x)), p < q))
 
-    def call(define: Callable[..., Any], *tensors: Expr, name: str) -> Expr:
-        return ctx.emit(ctx.bb.call_te(define, *tensors, primfunc_name_hint=f"unique_{name}"))
+    def sift(size: Any) -> None:  # noqa: ANN401
+        """Put `place` into a heap of `size` places, the last in order at its root, at or below the free `hole`."""
+        settled[0] = tirx.const(False, "bool")
+        with T.While(tirx.And(hole[0] * 2 + 1 < size, tirx.Not(settled[0]))):
+            child[0] = hole[0] * 2 + 1
+            compare(order[child[0]], order[tirx.min(child[0] + 1, size - 1)])
+            with T.If(less[0]), T.Then():
+                child[0] = child[0] + 1
+            compare(order[child[0]], place[0])
+            settled[0] = less[0]
+            with T.If(tirx.Not(settled[0])), T.Then():
+                order[hole[0]] = order[child[0]]
+                hole[0] = child[0]
+        order[hole[0]] = place[0]
 
-    # The place of the first entry like this one.
-    def leader(x: Any, d: Any) -> Any:  # noqa: ANN401
-        k = te.reduce_axis((0, entries), "k")
-        end = tirx.const(entries, "int64")
-        found = te.compute(
-            (entries,),
-            lambda i: te.min(tirx.Select(same(x, d, i, k), k.astype("int64"), end), axis=k),
-            name="leader",
-        )
-        # A NaN is like no other entry, not even itself.
-        return te.compute((entries,), lambda i: tirx.min(found(i), i.astype("int64")), name="leader_or_self")
+    def begin(p: Any) -> None:  # noqa: ANN401
+        """Open a result, whose first entry is at p."""
+        where[count[0]] = p
+        times[count[0]] = integer(0)
+        count[0] = count[0] + 1
 
-    leaders = call(leader, rows, differs, name="leader")
-
-    def leads(lead: Any, k: Any) -> Any:  # noqa: ANN401
-        return lead(k).equal(k.astype("int64"))
-
-    def ahead(i: Any, k: Any, x: Any, d: Any, lead: Any) -> Any:  # noqa: ANN401
-        """Whether leader k comes before the leader of entry i in the result."""
-        if not ctx.attr("sorted", 1):
-            return tirx.Select(tirx.And(leads(lead, k), k.astype("int64") < lead(i)), one, zero)
-        return tirx.Select(tirx.And(leads(lead, k), before(x, d, k, i)), one, zero)
-
-    ranks = call(total_of(ahead, entries, "rank"), rows, differs, leaders, name="rank")
-    count = call(total_of(lambda _, k, lead: tirx.Select(leads(lead, k), one, zero), 1, "count"), leaders, name="count")
-    where = call(
-        total_of(
-            lambda i, k, lead, rank: tirx.Select(tirx.And(leads(lead, k), rank(k).equal(i)), k.astype("int64"), zero),
-            entries,
-            "where",
-        ),
-        leaders,
-        ranks,
-        name="where",
-    )
-    times = call(
-        total_of(lambda i, k, rank: tirx.Select(rank(k).equal(i), one, zero), entries, "times"), ranks, name="times"
-    )
-    if axis is None:
-        values = relax.op.take(relax.op.reshape(data, (entries,)), where, 0, mode="clip")
-    else:
-        values = relax.op.take(data, where, axis, mode="clip")
-    return [ctx.emit(values), where, ranks, times, count]
+    with T.serial(0, integer(entries)) as i:
+        order[i] = i
+    with T.serial(0, integer(entries // 2)) as k:
+        hole[0] = integer(entries // 2 - 1) - k
+        place[0] = order[hole[0]]
+        sift(integer(entries))
+    with T.serial(0, integer(entries - 1)) as k:
+        last = integer(entries - 1) - k
+        place[0] = order[last]
+        order[last] = order[0]
+        hole[0] = integer(0)
+        sift(last)
+    count[0] = integer(0)
+    with T.serial(0, integer(entries)) as k:
+        place[0] = order[k]
+        same[0] = tirx.const(False, "bool")
+        with T.If(k > 0), T.Then():
+            compare(order[k - 1], place[0])
+        with T.If(tirx.Not(same[0])), T.Then():
+            first[0] = place[0]
+            if in_order:
+                begin(place[0])
+        # Of results in the order of their first entries, only that entry is known yet.
+        ranks[place[0]] = count[0] - 1 if in_order else first[0]
+    if not in_order:
+        with T.serial(0, integer(entries)) as i:
+            place[0] = ranks[i]  # at most i: numbered already, or this one
+            with T.If(place[0].equal(i)):
+                with T.Then():
+                    begin(i)
+                    ranks[i] = count[0] - 1
+                with T.Else():
+                    ranks[i] = ranks[place[0]]
+    with T.serial(0, integer(entries)) as i:
+        times[ranks[i]] = times[ranks[i]] + 1
+    with T.serial(count[0], integer(entries)) as i:
+        where[i] = integer(0)
+        times[i] = integer(0)

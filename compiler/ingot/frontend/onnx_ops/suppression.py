@@ -10,6 +10,7 @@ from typing import Any
 
 from ingot.frontend.loops import call_loops, scalar
 from ingot.frontend.onnx_ops.context import Context, converts
+from ingot.frontend.onnx_ops.counted import integer
 from ingot.frontend.tvm_types import Expr
 
 # Scores that are compared with the limit at once, since most are below it: a vector or two.
@@ -149,10 +150,3 @@ def _suppress(ins: Any, outs: Any, sizes: tuple[int, int, int], most: int, *, ce
             choose(b, c)
     with T.serial(count[0], integer(batches * classes * most)) as i, T.serial(0, integer(3)) as k:
         chosen[i, k] = zero
-
-
-def integer(value: int) -> Any:  # noqa: ANN401 - TIR
-    """A number as int64, as indices are."""
-    from tvm import tirx
-
-    return tirx.const(value, "int64")
