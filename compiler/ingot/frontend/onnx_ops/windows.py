@@ -19,6 +19,8 @@ from ingot.frontend.tvm_types import Expr
 # regions are data, and must not make a kernel run forever or an index overflow.
 _MAX_POINTS = 1024
 _MAX_PIXELS = 2**15
+# The parts that RoiAlign's channels are cut into, one for each task.
+_MOST_PARTS = 4
 
 
 @converts("Col2Im")
@@ -203,73 +205,78 @@ def _roi_align(ctx: Context) -> Expr:
     def number(value: float) -> Any:  # noqa: ANN401
         return tirx.const(value, dtype)
 
-    def corners(image: Any, n: Any, c: Any, y: Any, x: Any) -> list[Any]:  # noqa: ANN401
-        """The four neighbours' values times their shares; zeros for a point outside."""
-        outside = tirx.any(y < number(-1), y > number(height), x < number(-1), x > number(width))
-        parts = []
-        clamped = [tirx.max(value, number(0)) for value in (y, x)]
-        first = [
-            tirx.min(tirx.floor(value).astype("int64"), tirx.const(size - 1, "int64"))
-            for value, size in zip(clamped, (height, width), strict=True)
-        ]
-        first = [tirx.max(value, tirx.const(0, "int64")) for value in first]
-        last = [
-            tirx.min(value + 1, tirx.const(size - 1, "int64"))
-            for value, size in zip(first, (height, width), strict=True)
-        ]
-        share = [
-            tirx.if_then_else(f >= size - 1, number(0), value - f.astype(dtype))
-            for value, f, size in zip(clamped, first, (height, width), strict=True)
-        ]
-        for py, wy in ((first[0], number(1) - share[0]), (last[0], share[0])):
-            for px, wx in ((first[1], number(1) - share[1]), (last[1], share[1])):
-                parts.append(tirx.if_then_else(outside, number(0), wy * wx * image[n, c, py, px]))
-        return parts
+    most = ratio if ratio > 0 else _MAX_POINTS
+    parts = max(n for n in range(1, _MOST_PARTS + 1) if channels % n == 0)
+    sides = (height, rows, 0), (width, columns, 1)
 
-    def body(ins: Any, outs: Any) -> None:  # noqa: ANN401
-        image, rois, which = ins
-        (out,) = outs
-        total, top, left, high, wide = (scalar(dtype) for _ in range(5))
-        count_y, count_x = scalar("int64"), scalar("int64")
+    def body(ins: Any, outs: Any, task: Any) -> None:  # noqa: ANN401
+        (image, rois, which), (out, near, share) = ins, outs
+        begins, sizes, counts = ([scalar(kind) for _ in sides] for kind in (dtype, dtype, "int64"))
+        exact, total = scalar(dtype), scalar(dtype)
         shift = number(0.5 if half else 0.0)
-        with T.serial(0, regions) as r:
-            left[0] = rois[r, 0] * number(scale) - shift
-            top[0] = rois[r, 1] * number(scale) - shift
-            wide[0] = rois[r, 2] * number(scale) - shift - left[0]
-            high[0] = rois[r, 3] * number(scale) - shift - top[0]
-            if not half:
-                wide[0], high[0] = tirx.max(wide[0], number(1)), tirx.max(high[0], number(1))
-            for count, size, bins in ((count_y, high, rows), (count_x, wide, columns)):
+
+        def measure(r: Any) -> None:  # noqa: ANN401
+            """Where the region begins, its size and its points in each bin, along y and x."""
+            for (_, bins, axis), begin, size, count in zip(sides, begins, sizes, counts, strict=True):
+                begin[0] = rois[r, 1 - axis] * number(scale) - shift
+                size[0] = rois[r, 3 - axis] * number(scale) - shift - begin[0]
+                if not half:
+                    size[0] = tirx.max(size[0], number(1))
                 if ratio > 0:
                     count[0] = tirx.const(ratio, "int64")
                 else:
                     points = tirx.ceil(size[0] / number(bins))
                     bounded_points = tirx.max(tirx.min(points, number(_MAX_POINTS)), number(0))
                     count[0] = bounded_points.astype("int64")
-            with T.grid(channels, rows, columns) as (c, i, j):
+
+        def look(axis: int, side: int, bins: int) -> None:
+            """The two neighbours of each point along an axis, and their shares: none for a point outside."""
+            with T.serial(0, bins) as i, T.serial(0, counts[axis][0]) as a:
+                exact[0] = begins[axis][0] + sizes[axis][0] / number(bins) * (
+                    i.astype(dtype) + (a.astype(dtype) + number(0.5)) / counts[axis][0].astype(dtype)
+                )
+                outside = tirx.Or(exact[0] < number(-1), exact[0] > number(side))
+                clamped = tirx.min(tirx.max(exact[0], number(0)), number(side))  # fits an integer, NaN too
+                last = tirx.const(side - 1, "int64")
+                first = tirx.max(tirx.min(tirx.floor(clamped).astype("int64"), last), tirx.const(0, "int64"))
+                behind = tirx.if_then_else(first >= last, number(0), clamped - first.astype(dtype))
+                point = i * most + a
+                near[task, axis, 0, point] = first
+                near[task, axis, 1, point] = tirx.min(first + 1, last)
+                share[task, axis, 0, point] = tirx.if_then_else(outside, number(0), number(1) - behind)
+                share[task, axis, 1, point] = tirx.if_then_else(outside, number(0), behind)
+
+        with T.serial(0, regions) as r:
+            measure(r)
+            for side, bins, axis in sides:
+                look(axis, side, bins)
+            with T.grid(channels // parts, rows, columns) as (k, i, j):
+                c = task * (channels // parts) + k
                 total[0] = number(0 if mode == "avg" else float("-inf"))
-                with T.serial(0, count_y[0]) as a, T.serial(0, count_x[0]) as b:
-                    y = top[0] + high[0] / number(rows) * (
-                        i.astype(dtype) + (a.astype(dtype) + number(0.5)) / count_y[0].astype(dtype)
-                    )
-                    x = left[0] + wide[0] / number(columns) * (
-                        j.astype(dtype) + (b.astype(dtype) + number(0.5)) / count_x[0].astype(dtype)
-                    )
-                    parts = corners(image, which[r].astype("int64"), c, y, x)
+                with T.serial(0, counts[0][0]) as a, T.serial(0, counts[1][0]) as b:
+                    y, x = i * most + a, j * most + b
+                    values = [
+                        share[task, 0, m, y] * share[task, 1, n, x]
+                        * image[which[r].astype("int64"), c, near[task, 0, m, y], near[task, 1, n, x]]
+                        for m in (0, 1) for n in (0, 1)
+                    ]  # fmt: skip
                     if mode == "avg":
-                        total[0] = total[0] + parts[0] + parts[1] + parts[2] + parts[3]
+                        total[0] = total[0] + values[0] + values[1] + values[2] + values[3]
                     else:
-                        highest = tirx.max(tirx.max(parts[0], parts[1]), tirx.max(parts[2], parts[3]))
+                        highest = tirx.max(tirx.max(values[0], values[1]), tirx.max(values[2], values[3]))
                         total[0] = tirx.max(total[0], highest)
-                points_ = tirx.max(count_y[0] * count_x[0], tirx.const(1, "int64"))
+                points_ = tirx.max(counts[0][0] * counts[1][0], tirx.const(1, "int64"))
                 if mode == "avg":
                     out[r, c, i, j] = total[0] / points_.astype(dtype)
                 else:
-                    empty = (count_y[0] * count_x[0]).equal(0)
+                    empty = (counts[0][0] * counts[1][0]).equal(0)
                     out[r, c, i, j] = tirx.if_then_else(empty, number(0), total[0])
 
+    # What is looked up is the same for all channels: it is worked out once, by each task for itself.
+    table = (parts, 2, 2, max(rows, columns) * most)
+    outputs = [(ctx.out_shape(), dtype), (table, "int64"), (table, dtype)]
     inputs = [ctx.inputs[0], ctx.inputs[1], bounded]
-    return call_loops(ctx.bb, "roi_align", inputs, [(ctx.out_shape(), dtype)], body)[0]
+    return call_loops(ctx.bb, "roi_align", inputs, outputs, body, tasks=parts)[0]
 
 
 @converts("MaxRoiPool")
