@@ -13,6 +13,7 @@ families that were measured into docs/layers.md and leaves the others there.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import functools
 import json
@@ -39,6 +40,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "layers.md"
 SLOW = 0.7
 #: Layers slower than this are measured again, so many times as long.
 DOUBTFUL, AGAIN = 0.9, 5
+#: mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 TOLERANCE = 1e-4  # of max|error| / max|reference|
 #: Layers that take less would measure the call.
 SMALLEST_WORK = 200_000
@@ -287,6 +290,13 @@ def measure(runners: list[Runner], seconds: float) -> tuple[float, float]:
     return ours, other
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: else the heap's state decides which engine pays for the pages of results."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            mallopt(parameter, 1 << 30)
+
+
 class Kept:
     """Times of layers in a file of JSON lines, appended as they are measured; without a file, none are kept."""
 
@@ -348,6 +358,7 @@ def main() -> int:
     wanted = args.families.split(",")
     if unknown := [name for name in wanted if name not in FAMILIES]:
         parser.error(f"there is no family {unknown[0]!r}: {', '.join(FAMILIES)}")
+    keep_freed_memory()
     kept = Kept(args.keep)
     print(f"{'family':<12} {'ratio':>6} {'ingot, us':>10} {'ONNX Runtime, us':>17}  layer")
     try:

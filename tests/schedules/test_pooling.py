@@ -107,6 +107,20 @@ def test_depthwise_convolutions_alone(tmp_path, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_rows_shorter_than_a_vector(tmp_path, target):
+    branches = Branches()
+    for i, width in enumerate((3, 5, 6, 7, 11, 13)):
+        stride, epilogue = 1 + i // 4, ("residual", "sigmoid", "none", "relu")[i % 4]
+        common = {"strides": (stride, stride), "pads": (2, 2, 2, 2), "group": 6}
+        branches.conv(1, 6, 6, (9, width), (5, 5), epilogue=epilogue, nhwc=False, **common)
+        for kind in ("MaxPool", "AveragePool"):
+            options = {"kernel_shape": [3, 3], "strides": [stride] * 2, "pads": [1] * 4}
+            x = branches.node(kind, [branches.input((1, 6, 9, width))], **options)
+            branches.output(branches.node("Sigmoid", [x]) if i % 2 else x)
+    check(branches, tmp_path, target, PIECES)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_products_alone(tmp_path, target):
     branches = Branches()
     sizes = ((1, 4), (2, 2), (3, 5), (4, 4), (7, 9), (5, 13), (8, 33))

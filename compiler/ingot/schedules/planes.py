@@ -10,7 +10,8 @@ Whatever the stride, every load of a window is then contiguous, and no window as
 keeps one line for each input row it reads. A pool keeps one for each output row, in which the rows of a window are
 combined on the way; then it combines columns. (All lines come first: a load that spans two vectors just stored waits.)
 
-Vectors that do not divide a row overlap: the last one ends with the row, and computes some values again.
+Vectors that do not divide a row overlap: the last one ends with the row, and computes some values again. A row shorter
+than a vector is stored in pieces.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
-from ingot.schedules import written
+from ingot.schedules import pieces, written
 from ingot.schedules.statements import (
     Expr,
     Stmt,
@@ -176,7 +177,12 @@ class _Plane:
         self.combine = _maximum if workload.kind == "max" else _add
         self.is_pool = workload.kind != "depthwise"
         count = config.rows if self.is_pool else (config.rows - 1) * workload.strides[0] + workload.span[0]
-        self.lines = float_buffer((count, workload.strides[1], workload.line), "lines")
+        # A row that is no vector is computed as one anyway, beyond its end; then as much of it is stored as there is.
+        self.wide = 1 << (workload.out_width - 1).bit_length()
+        if self.wide > config.lanes or (self.is_pool and self.weight is not None):
+            self.wide = workload.out_width
+        line = max(workload.line, self.wide + ceil_div(workload.span[1], workload.strides[1]))
+        self.lines = float_buffer((count, workload.strides[1], line), "lines")
 
     def nest(self) -> Stmt:
         """Return the loop over tasks: parts of each plane in order; the last may compute rows of the one before."""
@@ -323,12 +329,30 @@ class _Plane:
 
     # -- windows -------------------------------------------------------------------------------------------------------
 
-    def _columns(self, body: Callable[[Expr, Expr], Stmt]) -> Stmt:
-        """Return the loop over the vectors of an output row; body takes a vector's first column and the lane."""
+    def _columns(self, place: Sequence[Expr], value: Callable[[Expr, Expr], Expr]) -> Stmt:
+        """Return the stores of the output row at `place`; value takes a vector's first column and the lane."""
+
+        width, wide = self.workload.out_width, self.wide
+        if wide > width:
+            row = float_buffer((wide,), "row")
+            made = lanes_of(wide, lambda lane: tirx.BufferStore(row, value(integer(0), lane), [lane]))
+
+            def part(begin: int, lanes: int) -> Stmt:
+                def one(lane: Expr) -> Stmt:
+                    return tirx.BufferStore(self.result, tirx.BufferLoad(row, [lane + begin]), [*place, lane + begin])
+
+                return lanes_of(lanes, one)
+
+            stores = [part(begin, lanes) for begin, lanes in pieces.spans(width, wide, 1, overlap=False)]
+            return with_buffers([row], tirx.SeqStmt([made, *stores]), "row")
         lanes = self.config.lanes
-        while lanes > self.workload.out_width:
+        while lanes > width:
             lanes //= 2
-        return _across(self.workload.out_width, lanes, lambda x: lanes_of(lanes, lambda lane: body(x, lane)))
+
+        def vector(x: Expr) -> Stmt:
+            return lanes_of(lanes, lambda lane: tirx.BufferStore(self.result, value(x, lane), [*place, x + lane]))
+
+        return _across(width, lanes, vector)
 
     def _at(self, slot: Expr, kx: int, x: Expr) -> Expr:
         """Return the load of element kx of the window row of output column x."""
@@ -339,16 +363,16 @@ class _Plane:
         """Return the combination of columns of the line `slot`."""
         w = self.workload
 
-        def element(x: Expr, lane: Expr) -> Stmt:
+        def element(x: Expr, lane: Expr) -> Expr:
             loads = [self._at(slot, kx, x + lane) for kx in range(w.kernel[1])]
             value = _tree(loads, self.combine)
             if self.weight is not None:
                 value = value * tirx.BufferLoad(self.weight, [y, x + lane])
             elif self.scale != 1.0:
                 value = value * tirx.const(self.scale, "float32")
-            return tirx.BufferStore(self.result, value, [n, c, y, x + lane])
+            return value
 
-        return self._columns(element)
+        return self._columns([n, c, y], element)
 
     def _convolve(self, n: Expr, c: Expr, y: Expr, slot: Expr) -> Stmt:
         """Return a row of the convolution; its first window row is the line `slot`."""
@@ -356,17 +380,16 @@ class _Plane:
         # A row of few vectors is few sums, each of which waits for itself: then they are made in parts.
         parts = 2 if w.out_width <= FEW_VECTORS * self.config.lanes else 1
 
-        def element(x: Expr, lane: Expr) -> Stmt:
+        def element(x: Expr, lane: Expr) -> Expr:
             sums: list[Expr] = [None] * parts
             for k in range(w.kernel[0] * w.kernel[1]):
                 ky, kx = divmod(k, w.kernel[1])
                 product = self._at(slot + ky * w.dilation[0], kx, x + lane)
                 product = product * tirx.BufferLoad(self.weight, [c, integer(k)])
                 sums[k % parts] = product if sums[k % parts] is None else sums[k % parts] + product
-            total = _tree([value for value in sums if value is not None], _add)
-            return tirx.BufferStore(self.result, total, [n, c, y, x + lane])
+            return _tree([value for value in sums if value is not None], _add)
 
-        return self._columns(element)
+        return self._columns([n, c, y], element)
 
 
 def _across(count: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
