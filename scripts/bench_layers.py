@@ -293,8 +293,8 @@ def measure(runners: list[Runner], seconds: float) -> tuple[float, float]:
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed: else the heap's state decides which engine pays for the pages of results."""
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            mallopt(parameter, 1 << 30)
+        mallopt(_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_MMAP_THRESHOLD, 1 << 25)  # the most it takes
 
 
 class Kept:
