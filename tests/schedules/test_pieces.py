@@ -14,7 +14,7 @@ from ingot.schedules.apply import schedule_function
 from ingot.target import load_target
 from passes.build import finish, normal, relax_state
 from passes.execute import execute
-from schedules.common import property_settings
+from schedules.common import TARGETS, property_settings
 
 op = relax.op
 #: Image, and which of its axes the constant operand has: a channel's value, an image's, a pixel's, a column's.
@@ -75,6 +75,27 @@ def test_images_join_along_their_channels_plane_by_plane(tmp_path, sizes):
     inputs = {f"x{i}": x.shape for i, x in enumerate(feeds)}
     (got,) = execute(finish(relax_state(inputs, {}, lambda e, *xs: [e(op.concat(xs, 1))])), feeds, tmp_path, 3)
     np.testing.assert_array_equal(got, np.concatenate(feeds, 1))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_large_planes_are_copied_bit_by_bit(tmp_path, target):
+    feeds = [normal((1, c, 33, 37), c) for c in (5, 13)]
+    feeds[0].reshape(-1)[:6] = np.array([0x7F800001, 0x7FC12345, 0xFFFFFFFF, 1, 0x80000001, 0x80000000], "u4").view(
+        "f4"
+    )
+    inputs = {f"x{i}": x.shape for i, x in enumerate(feeds)}
+    state = finish(relax_state(inputs, {}, lambda e, *xs: [e(op.concat(xs, 1))], target))
+    (got,) = execute(state, feeds, tmp_path, 3)
+    np.testing.assert_array_equal(got.view("u4"), np.concatenate(feeds, 1).view("u4"))
+
+
+@pytest.mark.parametrize(("board", "kept"), [("x86-64-v3", True), ("raspberry-pi-4", False)])
+def test_large_planes_are_copied_by_vectors_on_x86(board, kept):
+    x, y = (te.placeholder((c, 40, 40), "float32", name=f"x{c}") for c in (20, 30))
+    z = te.compute((50, 40, 40), lambda c, i, j: te.if_then_else(c < 20, x(c, i, j), y(c - 20, i, j)), name="z")
+    function = te.create_prim_func([x, y, z], index_dtype_override="int64").with_attr("global_symbol", "main")
+    text = str(split_nests(schedule_function(function, load_target(board)))[0].statement)
+    assert ("ingot_kept" in text) == kept == ("vectorized" in text)
 
 
 def test_a_joined_plane_that_is_chosen_by_its_place_is_left_alone(tmp_path):

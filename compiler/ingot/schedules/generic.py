@@ -18,6 +18,7 @@ from ingot.schedules.vector import (
     largest_divisor,
     registers,
 )
+from ingot.schedules.vector_math import kept
 from ingot.target import Target
 
 # A local buffer up to this size may live on the stack of the thread that computes it.
@@ -37,6 +38,11 @@ ROW_BYTES = 16 * 1024
 COPIED_ROW = 32
 # The annotation of a block that has joined so many last axes of its tensors, of those it reads in order along them.
 FLAT = "ingot.flat"
+# The annotation of a block that moves float32 data by loops of vectors, even if LLVM would rather call memcpy.
+COPIED = "ingot.copied"
+# Planes of so many elements, 4 KiB, are moved so on x86: from there on glibc's memcpy is `rep movsb`, which on Zen 3 is
+# no faster than vectors, and was measured 5 times slower where the addresses of the two meet badly.
+REP_MOVS = 1024
 # With fewer rows than this the contiguous axis is divided among threads too.
 MIN_ROWS = 16
 
@@ -178,7 +184,10 @@ def _schedule_planes(sch: Any, block: Any, target: Target) -> bool:  # noqa: ANN
     if parts > 1:
         part, last = sch.split(last, [parts, None])
         others.append(part)
-    if not moved:
+    by_vectors = target.arch == "x86_64" and str(out.dtype) == "float32" and plane // parts >= REP_MOVS
+    if moved and by_vectors:
+        sch.annotate(block, COPIED, 1)
+    if by_vectors or not moved:
         pieces.mark(sch, last, lanes, group // lanes)
     sch.parallel(sch.fuse(*others))
     return True
@@ -252,12 +261,16 @@ def _ravel(index: Any, shape: list[int]) -> Any:  # noqa: ANN401
 
 
 def flatten(function: Any) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
-    """Return the function with the elements of blocks marked FLAT addressed by their position in memory.
+    """Return the function with marked blocks rewritten: COPIED, and FLAT, whose elements are addressed by position.
 
     TVM does not always see that the axes which such a block takes apart again join to that position.
     """
 
     def block(node: Any) -> Any:  # noqa: ANN401
+        if COPIED in node.annotations:
+            body = tirx.BufferStore(node.body.buffer, kept(node.body.value), node.body.indices)
+            notes = {key: value for key, value in node.annotations.items() if key != COPIED}
+            node = s_tir.SBlock(node.iter_vars, node.reads, node.writes, node.name_hint, body, annotations=notes)
         if FLAT not in node.annotations:
             return node
         item, joined = node.iter_vars[-1], int(node.annotations[FLAT])
