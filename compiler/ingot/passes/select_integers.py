@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from ingot.passes.picks import Chooser, integer_text
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shape_of, uses_of
 from ingot.passes.state import State
 from ingot.passes.template_call import call_function, call_template
-from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8
+from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8, winograd_int8
 from ingot.schedules.microkernels import weight_kind
 from ingot.schedules.padding import Dequantize
 
@@ -101,10 +102,11 @@ class IntegerLayers:
     """Makes integer kernels of the convolutions and matrix products of one program that read whole numbers.
 
     A layer whose sums the model wants as int32 takes its bias and the cast with it: those calls are then `absorbed`.
+    workspace: the bytes of the arena that a call may use for itself.
     """
 
-    def __init__(self, state: State, choose: Chooser) -> None:
-        self.target, self.choose = state.target, choose
+    def __init__(self, state: State, choose: Chooser, workspace: Mapping[Any, int]) -> None:
+        self.target, self.choose, self.workspace = state.target, choose, workspace
         self.sums = whole_sums(state)
         self.absorbed: set[Any] = set()
 
@@ -131,7 +133,7 @@ class IntegerLayers:
         else:
             window = window_of(call, args)
             workload = conv2d.Conv2DWorkload(in_channels=weight.shape[3], out_channels=weight.shape[0], **window)
-        choice = conv2d_int8.choose(workload, self.target, convert.dtype, ohwi)
+        choice = conv2d_int8.choose(workload, self.target, convert.dtype, ohwi, self.workspace.get(call, 0))
         if choice is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
             return None
         if isinstance(choice, conv2d_int8.Choice):
@@ -143,6 +145,8 @@ class IntegerLayers:
         constants = [packed, rewriter.add_weight(f"{base_name(args)}_correction", constant)]
         ty = relax.TensorType(shape_of(call), out_dtype)
         name = "matmul_int8" if matrix else "conv2d_int8"
+        if isinstance(choice, winograd_int8.Choice):
+            name = "winograd_int8"
         return call_function(rewriter, name, function, [data, *constants], ty), workload.macs
 
     def _searched(

@@ -35,7 +35,7 @@ def select_templates(state: State) -> State:
     All else keeps its operator, for `fuse` to legalise with TVM's own definitions.
     """
     target, spare, choose = state.target, spare_bytes(state), Chooser(state)
-    integers = IntegerLayers(state, choose)
+    integers = IntegerLayers(state, choose, spare)
     macs = 0
 
     def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401

@@ -25,7 +25,7 @@ from ingot.schedules.amx import INTEGERS, TDPBF16, TILE_ROWS, TILES, Block, Tdp
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, unravel
 from ingot.schedules.half import BF16, Half
 from ingot.schedules.microkernels import weight_kind
-from ingot.schedules.statements import Expr, Stmt, integer, lanes_of, loop_over, named, unrolled, with_buffers
+from ingot.schedules.statements import Expr, Stmt, buffer, integer, lanes_of, loop_over, named, unrolled, with_buffers
 from ingot.schedules.vector import DTYPE_BYTES, annotate_block, ceil_div, lanes_for, largest_divisor, registers
 from ingot.schedules.written import STORE_ROW
 from ingot.target import Target
@@ -229,17 +229,17 @@ def primitive(plan: Plan, config: Block, target: Target, padding: int = 0, corre
     w, tdp = plan.workload, plan.tdp
     runs = plan.window[0] * plan.window[1]
     shape = (*plan.lead, w.in_channels) if plan.joined else (w.batch, w.height, w.width, w.in_channels)
-    data = _buffer(shape, tdp.data, "data")
+    data = buffer(shape, "data", tdp.data)
     packed = (plan.channel_tiles, runs, plan.run // config.k, config.k // tdp.group, config.n, tdp.group)
-    given = [data, _buffer(packed, tdp.weight, "weight")]
+    given = [data, buffer(packed, "weight", tdp.weight)]
     correction = None
     if corrected is not None:
-        correction = _buffer((w.out_channels,), "int32", "correction")
+        correction = buffer((w.out_channels,), "correction", "int32")
         given.append(correction)
-    result = _buffer((*plan.lead, w.out_channels), corrected or tdp.total, "tiles")
+    result = buffer((*plan.lead, w.out_channels), "tiles", corrected or tdp.total)
     nests, image = [], data
     if plan.copied:
-        image = _buffer((plan.batch, *plan.size, plan.channels), tdp.data, "image")
+        image = buffer((plan.batch, *plan.size, plan.channels), "image", tdp.data)
         nests.append(written.nest([data], [image], "amx_image", _copy(plan, data, image, padding, target)))
     layer = _Layer(plan, config, image, given[1], correction, result, target)
     template = HALF_TEMPLATE if tdp is TDPBF16 else TEMPLATE
@@ -249,10 +249,6 @@ def primitive(plan: Plan, config: Block, target: Target, padding: int = 0, corre
     reads = [image, *given[1:]]
     nests.append(written.nest(reads, [result], "amx", layer.multiply(), notes))
     return written.primitive(given, nests, result, [image] if plan.copied else [])
-
-
-def _buffer(shape: Sequence[int], dtype: str, name: str) -> Expr:
-    return tirx.decl_buffer([integer(d) for d in shape], dtype, name, layout=None)
 
 
 def _copy(plan: Plan, data: Expr, image: Expr, padding: int, target: Target) -> Stmt:
@@ -345,7 +341,7 @@ class _Layer:
             sh = sw = 1
         stride = sw * p.channels * DTYPE_BYTES[p.tdp.data]
         across = p.window[1]
-        sums = _buffer((c.down, c.across, c.rows, c.n), p.tdp.total, "sums")
+        sums = buffer((c.down, c.across, c.rows, c.n), "sums", p.tdp.total)
 
         def step(ry: Expr, rx: Expr, s: Expr) -> Stmt:
             data = [

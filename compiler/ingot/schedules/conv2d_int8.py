@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla
+from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla, winograd_int8
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig, ravel, unravel
 from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
 from ingot.schedules.mmla import Mmla, integer_mmla
@@ -95,15 +95,19 @@ class Choice:
     cost: float
 
 
+#: A way to compute a layer.
+Chosen = Choice | conv2d_amx.Choice | winograd_int8.Choice
+
+
 def choose(
-    layer: Conv2DWorkload | MatmulWorkload, target: Target, stored: str, weight: np.ndarray
-) -> Choice | conv2d_amx.Choice | None:
+    layer: Conv2DWorkload | MatmulWorkload, target: Target, stored: str, weight: np.ndarray, workspace: int = 0
+) -> Chosen | None:
     """Return the fastest way to compute a layer of `stored` data, or None for weights that are no whole numbers.
 
-    weight: OHWI, zero points subtracted.
+    weight: OHWI, zero points subtracted. workspace: bytes of the arena the layer may use for itself.
     """
     workload = as_image(layer) if isinstance(layer, MatmulWorkload) else layer
-    found: list[Choice | conv2d_amx.Choice] = []
+    found: list[Chosen] = []
     tdp = conv2d_amx.tdp_of(target, stored, weight)
     tiles = conv2d_amx.choose(layer, tdp, target) if tdp is not None else None
     if tiles is not None:
@@ -115,6 +119,9 @@ def choose(
     if mmla is not None and workload.out_width > 1:  # it computes two positions at a time
         config = conv2d_mmla.default_config(workload, target, mmla)
         found.append(Choice(mmla, config, conv2d_mmla.cost(workload, config, mmla)))
+    fewer = winograd_int8.choose(workload, target, weight, workspace)
+    if fewer is not None:
+        found.append(fewer)
     return min(found, key=lambda choice: choice.cost, default=None)
 
 
@@ -136,14 +143,16 @@ def variants(layer: Conv2DWorkload | MatmulWorkload, target: Target, used: Dot |
     return found
 
 
-def read_dtype(choice: Choice | conv2d_amx.Choice) -> str:
+def read_dtype(choice: Chosen) -> str:
     """Return the dtype of data that the chosen instruction reads."""
+    if isinstance(choice, winograd_int8.Choice):
+        return choice.form.patch
     return choice.plan.tdp.data if isinstance(choice, conv2d_amx.Choice) else choice.instruction.data
 
 
 def primitive(
     workload: Conv2DWorkload | MatmulWorkload,
-    choice: Choice | conv2d_amx.Choice,
+    choice: Chosen,
     convert: Dequantize,
     out_dtype: str,
     target: Target,
@@ -151,6 +160,9 @@ def primitive(
     """Return the PrimFunc (data, packed weight, correction, output of `out_dtype`) of a layer."""
     if isinstance(choice, conv2d_amx.Choice):
         return conv2d_amx.primitive(choice.plan, choice.config, target, convert.zero_point, out_dtype)
+    if isinstance(choice, winograd_int8.Choice):
+        image = as_image(workload) if isinstance(workload, MatmulWorkload) else workload
+        return winograd_int8.primitive(image, choice, convert, out_dtype, target)
     return te.create_prim_func(_tensors(workload, choice, convert, out_dtype), index_dtype_override="int64")
 
 
@@ -175,8 +187,10 @@ def _tensors(
     return [data, weight, constant, out]
 
 
-def pack_chosen(weight: np.ndarray, choice: Choice | conv2d_amx.Choice) -> np.ndarray:
+def pack_chosen(weight: np.ndarray, choice: Chosen) -> np.ndarray:
     """Return OHWI weights, whole numbers, as the layer reads them."""
+    if isinstance(choice, winograd_int8.Choice):
+        return winograd_int8.pack_weight(weight, choice)
     if isinstance(choice, conv2d_amx.Choice):
         return conv2d_amx.pack_weight(weight, choice.plan, choice.config)
     used, block = choice.instruction, choice.config.block

@@ -142,7 +142,7 @@ def _description(dot: Dot) -> Any:  # noqa: ANN401 - a PrimFunc
     return description
 
 
-def _step(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: ANN401 - TIR vectors
+def add_products(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: ANN401 - TIR vectors
     """Return acc + the dot products; `data(first, count)` loads values, `weight` is a whole register's."""
     lanes = dot.lanes
     total = f"int32x{lanes}"
@@ -205,7 +205,9 @@ def _implementation(dot: Dot) -> Any:  # noqa: ANN401 - a PrimFunc
 
     def step(a: Any, b: Any, c: Any) -> Any:  # noqa: ANN401 - buffers
         packed = b.vload([0, 0, 0], dtype=f"{weight}x{lanes * group}")
-        return _step(dot, lambda first, count: load(a, first, count), packed, c.vload([0], dtype=f"int32x{lanes}"))
+        return add_products(
+            dot, lambda first, count: load(a, first, count), packed, c.vload([0], dtype=f"int32x{lanes}")
+        )
 
     @T.prim_func(s_tir=True)
     def implementation(

@@ -51,9 +51,14 @@ def realized(block: Stmt) -> Stmt:
     return s_tir.SBlockRealize([], tirx.const(True, "bool"), block)
 
 
+def buffer(shape: Sequence[int], name: str, dtype: str) -> Expr:
+    """Return a buffer."""
+    return tirx.decl_buffer([integer(d) for d in shape], dtype, name, layout=None)
+
+
 def float_buffer(shape: Sequence[int], name: str) -> Expr:
     """Return a float32 buffer."""
-    return tirx.decl_buffer([integer(d) for d in shape], "float32", name, layout=None)
+    return buffer(shape, name, "float32")
 
 
 def whole(source: Expr) -> Expr:

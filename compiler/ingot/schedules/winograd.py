@@ -10,6 +10,8 @@ compile time in float64, rounded once and packed as [CO/b][a^2][CI][b]. `schedul
 
 Measured error, max|error| / max|output| against float64, inputs normal or rectified normal, 16 to 512 input channels:
 direct 3e-7 to 2.5e-6, F(2x2) 2e-7 to 1e-6, F(4x4) 8e-7 to 4e-6; the larger ones with more channels.
+
+`schedules.winograd_int8` uses F(2x2) on integers, exactly: a `Form` says what is computed on.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import numpy as np
 from ingot.schedules.conv2d import Conv2DWorkload, TileConfig
 from ingot.schedules.conv2d import configs as tile_configs
 from ingot.schedules.conv2d import cost as tile_cost
-from ingot.schedules.vector import ceil_div, lanes_for, registers
+from ingot.schedules.microkernels import Dot
+from ingot.schedules.vector import DTYPE_BYTES, ceil_div, lanes_for, largest_divisor, registers
 from ingot.target import Target
 
 # Interpolation points (infinity is added). Those of F(4x4) are exact in binary, and so are B^T and A^T: with the
@@ -72,11 +75,41 @@ class WinogradConfig:
 
 
 @dataclass(frozen=True)
+class Form:
+    """What a Winograd convolution computes on: dtypes of its data, of patches and weights, of sums, and of results.
+
+    zero_point: what is subtracted from data of integers, which padding stands for. dot: the instruction that multiplies
+    integers, `dot.group` input channels at a time.
+    """
+
+    stored: str = "float32"
+    patch: str = "float32"
+    sums: str = "float32"
+    result: str = "float32"
+    zero_point: int = 0
+    dot: Dot | None = None
+
+    @property
+    def group(self) -> int:
+        """Return the input channels that one multiplication takes."""
+        return 1 if self.dot is None else self.dot.group
+
+    @property
+    def cost(self) -> float:
+        """Return what a multiplication costs beside one vector FMA."""
+        return 1.0 if self.dot is None else self.dot.cost
+
+
+FLOAT = Form()
+
+
+@dataclass(frozen=True)
 class Tiling:
     """How one workload is cut by one config."""
 
     workload: Conv2DWorkload
     config: WinogradConfig
+    form: Form = FLOAT
 
     @property
     def rows(self) -> int:
@@ -106,7 +139,7 @@ class Tiling:
     @property
     def patch_bytes(self) -> int:
         """Return the bytes of the transformed patches of one block of tiles."""
-        return self.config.positions * self.config.together * self.workload.in_channels * 4
+        return self.config.positions * self.config.together * self.workload.in_channels * DTYPE_BYTES[self.form.patch]
 
     @property
     def product_bytes(self) -> int:
@@ -116,7 +149,8 @@ class Tiling:
     @property
     def weight_bytes(self) -> int:
         """Return the bytes of the packed weights."""
-        return self.config.positions * self.workload.in_channels * self.channel_blocks * self.config.block * 4
+        columns = self.channel_blocks * self.config.block
+        return self.config.positions * self.workload.in_channels * columns * DTYPE_BYTES[self.form.patch]
 
     @property
     def on_stack(self) -> bool:
@@ -180,20 +214,24 @@ def supports(workload: Conv2DWorkload, target: Target) -> bool:
     return plain and w.dtype == "float32" and target.vector_bits > 64
 
 
-def configs(workload: Conv2DWorkload, target: Target, workspace: int) -> list[WinogradConfig]:
+def configs(workload: Conv2DWorkload, target: Target, workspace: int, form: Form = FLOAT) -> list[WinogradConfig]:
     """Return the space: every size, register tile and group whose products fit the stack, in every place for patches.
 
-    Large weights are fetched ahead or not. workspace: bytes the arena has for transformed patches.
+    Large weights are fetched ahead or not. workspace: bytes the arena has for transformed patches. Of integers there is
+    F(2x2) alone, whose transforms are of whole numbers.
     """
     found = []
     # Products that come back from the second-level cache are transformed slowly: a group gains nothing by more.
     most = STACK_BYTES, min(STACK_BYTES, target.cache.l1d_kib * 1536)
     # With one vector of weights a step, loads of patches outweigh the multiplications (measured: 2 to 3 times slower).
     least = min(2 * registers(target).lanes, workload.out_channels)
-    for size in POINTS:
-        whole = Tiling(workload, WinogradConfig(size, 1, workload.out_channels, 1, 0))
-        total, far = whole.total, whole.weight_bytes > target.cache.l2_kib * 1024
-        for tile in tile_configs(_product(workload, total), target):
+    for size in POINTS if form.dot is None else (2,):
+        whole = Tiling(workload, WinogradConfig(size, 1, workload.out_channels, 1, 0), form)
+        total, far = whole.total, whole.weight_bytes > target.cache.l2_kib * 1024 and form.dot is None
+        for given in tile_configs(_product(workload, total, group=form.group), target):
+            tile = given
+            if form.dot is not None:  # LLVM sums the products of several steps first, in registers that are not there
+                tile = replace(given, unroll=largest_divisor(given.unroll, 2))
             if tile.block < least:
                 continue
             tiles = ceil_div(total, tile.pixels)
@@ -201,7 +239,7 @@ def configs(workload: Conv2DWorkload, target: Target, workspace: int) -> list[Wi
                 blocks = ceil_div(total, tile.pixels * group)
                 for parts in dict.fromkeys((0, min(blocks, PARTS_PER_CORE * target.core_count), blocks)):
                     config = WinogradConfig(size, tile.pixels, tile.block, tile.unroll, parts, group)
-                    tiling = Tiling(workload, config)
+                    tiling = Tiling(workload, config, form)
                     if tiling.product_bytes <= most[group > 1] and tiling.workspace_bytes <= workspace:
                         found += [config, replace(config, prefetch=1)] if far else [config]
     return found
@@ -232,21 +270,21 @@ _NOT_HIDDEN = 0.25
 _THREADS = 4
 
 
-def _product(w: Conv2DWorkload, tiles: int, columns: int = 0) -> Conv2DWorkload:
-    """Return one of the matrix products as a 1x1 convolution, of `columns` tiles in a row."""
+def _product(w: Conv2DWorkload, tiles: int, columns: int = 0, group: int = 1) -> Conv2DWorkload:
+    """Return one of the matrix products as a 1x1 convolution, of `columns` tiles in a row, a group of inputs as one."""
     columns = columns or tiles
-    rows = ceil_div(tiles, columns)
-    return Conv2DWorkload(1, rows, columns, w.in_channels, w.out_channels, (1, 1), (1, 1), (0,) * 4, (1, 1), w.dtype)
+    rows, inputs = ceil_div(tiles, columns), w.in_channels // group
+    return Conv2DWorkload(1, rows, columns, inputs, w.out_channels, (1, 1), (1, 1), (0,) * 4, (1, 1), w.dtype)
 
 
-def cost(workload: Conv2DWorkload, config: WinogradConfig, target: Target) -> float:
+def cost(workload: Conv2DWorkload, config: WinogradConfig, target: Target, form: Form = FLOAT) -> float:
     """Return the estimated cycles of one core, in the unit of `conv2d.cost`.
 
     The products cost what 1x1 convolutions do, the two transforms some instructions a position, more where the patches
     leave the core's caches. On one core of an AVX-512 server the estimate is within 12 % of the measured time for 16
     to 512 channels and 9x9 to 112x112 positions.
     """
-    tiling, dtype = Tiling(workload, config), workload.dtype
+    tiling = Tiling(workload, config, form)
     tile = TileConfig(config.tiles, config.block, config.unroll)
     # With one vector of weights a step, the loads of patches are what takes time.
     single = 1.3 if config.block == registers(target).lanes else 1.0
@@ -255,11 +293,11 @@ def cost(workload: Conv2DWorkload, config: WinogradConfig, target: Target) -> fl
     filled = tiling.tile_blocks * config.together
     # Weights that one register tile alone reads before others push them out come from the second-level cache.
     second = 0.375 / config.tiles if config.group == 1 else 0.0
-    each = (single + asks + second) * config.positions
-    products = each * tile_cost(_product(workload, filled, config.tiles), tile, target)
-    forward = (9 if config.parts else 11) * filled * _vectors(workload.in_channels, dtype, target)
+    each = (single + asks + second) * config.positions * form.cost
+    products = each * tile_cost(_product(workload, filled, config.tiles, form.group), tile, target)
+    forward = (9 if config.parts else 11) * filled * _vectors(workload.in_channels, form.patch, target)
     kept = tiling.product_bytes <= target.cache.l1d_kib * 1024
-    back = (4 if kept else 12) * tiling.total * _vectors(workload.out_channels, dtype, target)
+    back = (4 if kept else 12) * tiling.total * _vectors(workload.out_channels, form.sums, target)
     tasks = config.parts or tiling.tile_blocks * tiling.channel_blocks
     threads = min(target.core_count, _THREADS)
     uneven = ceil_div(tasks, threads) * threads / tasks

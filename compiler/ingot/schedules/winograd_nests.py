@@ -21,11 +21,12 @@ from tvm import tirx
 from ingot.schedules import prefetch, written
 from ingot.schedules.conv2d import Conv2DWorkload, uses_lanes
 from ingot.schedules.lanes import lane_of
+from ingot.schedules.microkernels import Dot, add_products
 from ingot.schedules.statements import (
     Body,
     Expr,
     Stmt,
-    float_buffer,
+    buffer,
     integer,
     lanes_of,
     loop_over,
@@ -34,7 +35,7 @@ from ingot.schedules.statements import (
     with_buffers,
 )
 from ingot.schedules.vector import annotate_block, lanes_for, registers
-from ingot.schedules.winograd import Tiling, WinogradConfig, matrices
+from ingot.schedules.winograd import FLOAT, Form, Tiling, WinogradConfig, matrices
 from ingot.schedules.written import STORE_COLUMN, STORE_ROW, nest
 from ingot.target import Target
 
@@ -44,12 +45,17 @@ def _span(first: Expr, lanes: int) -> Expr:
     return tirx.Ramp(first, integer(1), lanes) if lanes > 1 else first
 
 
-class _Vectors:
-    """Emits assignments of vectors to names."""
+def _vector(dtype: str, lanes: int) -> str:
+    """Return the dtype of a vector."""
+    return f"{dtype}x{lanes}" if lanes > 1 else dtype
 
-    def __init__(self, lanes: int) -> None:
+
+class _Vectors:
+    """Emits assignments of vectors of one dtype to names."""
+
+    def __init__(self, lanes: int, dtype: str) -> None:
         self.lanes = lanes
-        self.dtype = f"float32x{lanes}" if lanes > 1 else "float32"
+        self.dtype = _vector(dtype, lanes)
         self.statements: list[Stmt] = []
 
     def let(self, value: Expr) -> Expr:
@@ -140,29 +146,31 @@ def _place(tiling: Tiling, tile: Expr) -> tuple[Expr, Expr, Expr]:
 
 def _transform(tiling: Tiling, data: Expr, patches: Expr, where: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
     """Return the transform of the patch of one tile; `where`: block of tiles, its place in `patches`, tile in block."""
-    w, config = tiling.workload, tiling.config
+    w, config, form = tiling.workload, tiling.config, tiling.form
     block, slot, row = where
     tile = block * config.together + row
     # Tiles that fill the last block are copies of the last one: whatever they hold is not stored.
     last = integer(tiling.total - 1)
     n, y0, x0 = _place(tiling, tirx.min(tile, last) if tiling.total % config.together else tile)
-    lanes = lanes_for(target, w.dtype, w.in_channels)
+    lanes = lanes_for(target, form.patch, w.in_channels)
 
     def patch(n: Expr, top: Expr, left: Expr) -> Stmt:
         edge = config.patch
         inside = tirx.all(top >= 0, left >= 0, top + edge <= w.height, left + edge <= w.width)
 
         def channels(vector: Expr) -> Stmt:
-            emit, first = _Vectors(lanes), vector * lanes
-            copy = float_buffer((edge, edge, lanes), "patch")
+            emit, first = _Vectors(lanes, form.patch), vector * lanes
+            copy = buffer((edge, edge, lanes), "patch", form.patch)
 
             def fill(guarded: bool) -> Stmt:
                 def element(i: Expr, j: Expr) -> Stmt:
                     y, x = top + i, left + j
                     value = tirx.BufferLoad(data, [n, y, x, _span(first, lanes)])
+                    if form.stored != form.patch:
+                        value = value.astype(emit.dtype) - tirx.const(form.zero_point, emit.dtype)
                     if guarded:
                         within = tirx.all(y >= 0, y < w.height, x >= 0, x < w.width)
-                        value = tirx.if_then_else(within, value, tirx.const(0.0, emit.dtype))
+                        value = tirx.if_then_else(within, value, tirx.const(0, emit.dtype))
                     return tirx.BufferStore(copy, value, [i, j, _span(integer(0), lanes)])
 
                 return loop_over(edge, lambda i: loop_over(edge, lambda j: element(i, j), "j"), "i")
@@ -193,13 +201,13 @@ def _tiles_product(
     tiling: Tiling, tensors: tuple[Expr, Expr, Expr], at: tuple[Expr, Expr, Expr, Expr], target: Target
 ) -> Stmt:
     """Return the part of a product that is computed in registers at once; the last of `at`: which part of the block."""
-    w, config = tiling.workload, tiling.config
+    w, config, form = tiling.workload, tiling.config, tiling.form
     patches, weights, products = tensors
     slot, block, position, part = at
     first_tile = part * config.tiles
     width, by_lane = registers(target).lanes, uses_lanes(target, config.unroll)
     vectors = config.block // width
-    acc = float_buffer((config.tiles, vectors, width), "acc")
+    acc = buffer((config.tiles, vectors, width), "acc", form.sums)
 
     def each(body: Body) -> Stmt:
         def row(t: Expr) -> Stmt:
@@ -218,11 +226,28 @@ def _tiles_product(
 
         return each(add)
 
+    def add_dots(dot: Dot, c: Expr) -> Stmt:
+        """Add the products of one group of channels."""
+
+        def add(t: Expr, k: Expr) -> Stmt:
+            def data(first: int, count: int) -> Expr:
+                return tirx.BufferLoad(patches, [slot, position, first_tile + t, _span(c * dot.group + first, count)])
+
+            span = [t, k, _span(integer(0), width)]
+            first = k * width * dot.group
+            weight = tirx.BufferLoad(weights, [block, position, c, _span(first, width * dot.group)])
+            return tirx.BufferStore(acc, add_products(dot, data, weight, tirx.BufferLoad(acc, span)), span)
+
+        return unrolled(config.tiles, lambda t: unrolled(vectors, lambda k: add(t, k), "v"), "t")
+
     def keep(t: Expr, k: Expr, lane: Expr) -> Stmt:
         place = [position, first_tile + t, k * width + lane]
         return tirx.BufferStore(products, tirx.BufferLoad(acc, [t, k, lane]), place)
 
     def steps(outer: Expr) -> Stmt:
+        dot = form.dot
+        if dot is not None:
+            return unrolled(config.unroll, lambda c: add_dots(dot, outer * config.unroll + c), "ci")
         products = unrolled(config.unroll, lambda c: step(outer * config.unroll, c), "ci")
         if not config.prefetch:
             return products
@@ -231,27 +256,33 @@ def _tiles_product(
         asks = prefetch.ask(weights, here, first_tile, config.together, config.tiles, lines)
         return tirx.SeqStmt([*asks, products])
 
-    zero = each(lambda t, k, lane: tirx.BufferStore(acc, tirx.const(0.0, "float32"), [t, k, lane]))
-    return with_buffers(
-        [acc], tirx.SeqStmt([zero, loop_over(w.in_channels // config.unroll, steps, "co"), each(keep)]), "product"
-    )
+    zero = each(lambda t, k, lane: tirx.BufferStore(acc, tirx.const(0, form.sums), [t, k, lane]))
+    count = w.in_channels // form.group // config.unroll
+    return with_buffers([acc], tirx.SeqStmt([zero, loop_over(count, steps, "co"), each(keep)]), "product")
 
 
-def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
-    """Return the inverse transform and the stores of one tile; `where`: tile block, channel block, tile in block."""
-    w, config = tiling.workload, tiling.config
+def _inverse(tiling: Tiling, tensors: tuple[Expr, Expr, Expr], where: tuple[Expr, Expr, Expr], target: Target) -> Stmt:
+    """Return the inverse transform and the stores of one tile; `where`: tile block, channel block, tile in block.
+
+    tensors: products, the correction of integers or None, and the result.
+    """
+    w, config, form = tiling.workload, tiling.config, tiling.form
+    products, correction, out = tensors
     tile_block, channel_block, row = where
-    size, edge, lanes = config.size, config.patch, lanes_for(target, w.dtype, w.out_channels)
+    size, edge, lanes = config.size, config.patch, lanes_for(target, form.sums, w.out_channels)
     tile = tile_block * config.together + row
     n, y0, x0 = _place(tiling, tile)
 
     def outputs(n: Expr, y0: Expr, x0: Expr) -> Stmt:
         def channels(vector: Expr) -> Stmt:
-            emit, first = _Vectors(lanes), vector * lanes
+            emit, first = _Vectors(lanes, form.sums), vector * lanes
             channel = channel_block * config.block + first
             image = [[emit.load(products, integer(i * edge + j), row, first) for j in range(edge)] for i in range(edge)]
             result = _both_sides(matrices(size)[0], image, emit.by_columns)
-            local = float_buffer((size, size, lanes), "tile")
+            if correction is not None:
+                constant = emit.load(correction, channel)
+                result = [[_whole(value, constant, lanes, form.result) for value in line] for line in result]
+            local = buffer((size, size, lanes), "tile", form.result)
             for i in range(size):
                 for j in range(size):
                     emit.store(result[i][j], local, integer(i), integer(j), integer(0))
@@ -277,40 +308,55 @@ def _inverse(tiling: Tiling, products: Expr, out: Expr, where: tuple[Expr, Expr,
     return tirx.IfThenElse(tile < tiling.total, body, None) if tiling.total % config.together else body
 
 
+def _whole(value: Expr, constant: Expr, lanes: int, result: str) -> Expr:
+    """Return results of integers, whose weights were transformed by 2 G from both sides: sums are four times them."""
+    quarter = tirx.shift_right(value, tirx.const(2, _vector("int32", lanes)))
+    return (quarter + constant).astype(_vector(result, lanes))
+
+
 # -- the nests ---------------------------------------------------------------------------------------------------------
 
 
-def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target) -> Any:  # noqa: ANN401 - a PrimFunc
-    """Return the PrimFunc (data NHWC, packed weights, output NHWC) of one convolution."""
-    w, tiling = workload, Tiling(workload, config)
+def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target, form: Form = FLOAT) -> Any:  # noqa: ANN401 - a PrimFunc
+    """Return the PrimFunc (data NHWC, packed weights, [int32 of each output channel,] output NHWC) of a convolution.
+
+    Results of integers have an int32 for each output channel added.
+    """
+    w, tiling, group = workload, Tiling(workload, config, form), form.group
     out_shape = (w.batch, w.out_height, w.out_width, w.out_channels)
-    data = float_buffer((w.batch, w.height, w.width, w.in_channels), "data")
-    weights = float_buffer((tiling.channel_blocks, config.positions, w.in_channels, config.block), "weight")
+    data = buffer((w.batch, w.height, w.width, w.in_channels), "data", form.stored)
+    packed = (tiling.channel_blocks, config.positions, w.in_channels // group, config.block * group)
+    weights = buffer(packed, "weight", form.patch)
+    correction = None if form.dot is None else buffer((w.out_channels,), "correction", "int32")
     slots = 1 if tiling.on_stack else config.parts or tiling.tile_blocks
-    patches = float_buffer((slots, config.positions, config.together, w.in_channels), "patches")
-    conv = float_buffer(out_shape, "winograd")
-    products = float_buffer((config.positions, config.together, config.block), "products")
+    patches = buffer((slots, config.positions, config.together, w.in_channels), "patches", form.patch)
+    conv = buffer(out_shape, "winograd", form.result)
+    products = buffer((config.positions, config.together, config.block), "products", form.sums)
 
     def multiply(tile_block: Expr, channel_block: Expr, slot: Expr) -> Stmt:
         def product(position: Expr) -> Stmt:
             return _product(tiling, (patches, weights, products), (slot, channel_block, position), target)
 
         def inverse(row: Expr) -> Stmt:
-            return _inverse(tiling, products, conv, (tile_block, channel_block, row), target)
+            return _inverse(tiling, (products, correction, conv), (tile_block, channel_block, row), target)
 
         phases = [loop_over(config.positions, product, "position"), loop_over(config.together, inverse, "row")]
         return with_buffers([products], tirx.SeqStmt(phases), "task")
 
+    constants = [weights] if correction is None else [weights, correction]
     if config.parts:
         nests = [_one_nest(tiling, data, patches, multiply, target)]
-        reads, temporary = [data, weights], [] if tiling.on_stack else [patches]
+        reads, temporary = [data, *constants], [] if tiling.on_stack else [patches]
     else:
         forward, back = _two_nests(tiling, data, patches, multiply, target)
         nests = [nest([data], [patches], "winograd_input", forward), back]
-        reads, temporary = [patches, weights], [patches]
+        reads, temporary = [patches, *constants], [patches]
     writes = [conv, *temporary] if config.parts else [conv]
-    nests[-1] = nest(reads, writes, "winograd", nests[-1], annotate_block("winograd", "winograd", config))
-    return written.primitive([data, weights], nests, conv, temporary)
+    notes = annotate_block("winograd", "winograd", config)
+    if form.dot is not None:
+        notes[written.WHOLE_PRODUCTS] = str(w.macs)
+    nests[-1] = nest(reads, writes, "winograd", nests[-1], notes)
+    return written.primitive([data, *constants], nests, conv, temporary)
 
 
 def _one_nest(tiling: Tiling, data: Expr, patches: Expr, multiply: Body, target: Target) -> Stmt:
