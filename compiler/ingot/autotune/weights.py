@@ -112,7 +112,7 @@ def factorise(packed: np.ndarray) -> Factors | None:
 def _whole(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Move a whole factor from `a` to `b` so that both are whole numbers."""
     divisor = int(np.gcd.reduce(np.abs(np.rint(a)).astype(np.int64)))
-    return a / max(divisor, 1), b * max(divisor, 1)
+    return a / max(divisor, 1), np.rint(b * max(divisor, 1))
 
 
 def expand(factors: Factors, dtype: str) -> np.ndarray:

@@ -68,7 +68,7 @@ def _integer_cost(
     work: conv2d.Conv2DWorkload | conv2d.MatmulWorkload, target: Target, kind: str, whole: np.ndarray, plain: float
 ) -> float:
     """Return the cost of the integer kernel, or `plain` where the target has none."""
-    choice = conv2d_int8.choose(work, target, kind, whole)
+    choice = conv2d_int8.choose(work, target, kind, whole, _WORKSPACE)
     return plain if choice is None else choice.cost
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla, winograd_int8
+from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla, winograd, winograd_int8
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig, ravel, unravel
 from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
 from ingot.schedules.mmla import Mmla, integer_mmla
@@ -125,12 +125,33 @@ def choose(
     return min(found, key=lambda choice: choice.cost, default=None)
 
 
-def variants(layer: Conv2DWorkload | MatmulWorkload, target: Target, used: Dot | Mmla) -> list[TileConfig]:
-    """Return the space of a search: every tile, in both orders, with all steps, and in groups that share a patch."""
+def variants(
+    layer: Conv2DWorkload | MatmulWorkload,
+    target: Target,
+    weight: np.ndarray,
+    chosen: Choice | winograd_int8.Choice,
+    workspace: int,
+) -> list[Choice | winograd_int8.Choice]:
+    """Return the space of a search around what `choose` has chosen, each with the chosen one's cost.
+
+    The direct convolution has every tile, in both orders, with all steps, and in groups that share a patch.
+    """
     workload = as_image(layer) if isinstance(layer, MatmulWorkload) else layer
-    if isinstance(used, Mmla):
-        return conv2d_mmla.configs(workload, target)
-    inner = grouped(workload, used)
+    direct = chosen.instruction if isinstance(chosen, Choice) else dot_of(target, weight, workload.positions)
+    found: list[Choice | winograd_int8.Choice] = []
+    if isinstance(direct, Mmla):
+        found += [Choice(direct, config, chosen.cost) for config in conv2d_mmla.configs(workload, target)]
+    elif direct is not None:
+        found += [Choice(direct, config, chosen.cost) for config in _tiles(workload, target, direct)]
+    form = winograd_int8.form_of(workload, target, weight)
+    if form is not None:
+        fewer = winograd.configs(workload, target, workspace, form)
+        found += [winograd_int8.Choice(form, config, chosen.cost) for config in fewer]
+    return found
+
+
+def _tiles(workload: Conv2DWorkload, target: Target, dot: Dot) -> list[TileConfig]:
+    inner = grouped(workload, dot)
     found = []
     for tile in conv2d.configs(inner, target):
         blocks = ceil_div(inner.out_channels, tile.block)

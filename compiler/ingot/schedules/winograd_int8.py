@@ -50,17 +50,26 @@ def _dot(target: Target) -> Dot | None:
     return next((dot for dot in dots_of(target) if dot.form == "madd" and dot.weight == "int16"), None)
 
 
+def form_of(workload: Conv2DWorkload, target: Target, weight: np.ndarray) -> Form | None:
+    """Return what a layer would be computed on, or None if the family does not cover it.
+
+    weight: OHWI, zero points subtracted.
+    """
+    direct, dot = dot_of(target, weight, workload.positions), _dot(target)
+    if direct is None or direct.form != "madd" or dot is None:
+        return None
+    covered = winograd.supports(workload, target) and workload.in_channels % dot.group == 0 and exact(weight)
+    return Form(patch="int16", sums="int32", dot=dot) if covered else None
+
+
 def choose(workload: Conv2DWorkload, target: Target, weight: np.ndarray, workspace: int) -> Choice | None:
     """Return the config with the least estimated cost, or None if the family does not cover the layer.
 
     weight: OHWI, zero points subtracted. workspace: bytes the arena has for transformed patches.
     """
-    direct, dot = dot_of(target, weight, workload.positions), _dot(target)
-    if direct is None or direct.form != "madd" or dot is None:
+    form = form_of(workload, target, weight)
+    if form is None:
         return None
-    if not winograd.supports(workload, target) or workload.in_channels % dot.group or not exact(weight):
-        return None
-    form = Form(patch="int16", sums="int32", dot=dot)
     found = [
         Choice(form, config, winograd.cost(workload, config, target, form))
         for config in winograd.configs(workload, target, workspace, form)
@@ -69,7 +78,7 @@ def choose(workload: Conv2DWorkload, target: Target, weight: np.ndarray, workspa
 
 
 def pack_weight(weight: np.ndarray, choice: Choice) -> np.ndarray:
-    """Transform OHWI weights [CO, 3, 3, CI] to int16 [CO/block][16][CI/g][block * g], g channels of a lane together."""
+    """Transform OHWI weights [CO, 3, 3, CI] to int16 [CO/block][16][CI/g][block][g], g channels of a lane together."""
     _, g, _ = winograd.matrices(choice.config.size)
     (co, _, _, ci), block, group = weight.shape, choice.config.block, choice.form.group
     padded = np.zeros((ceil_div(co, block) * block, 3, 3, ci), np.int64)
@@ -77,8 +86,7 @@ def pack_weight(weight: np.ndarray, choice: Choice) -> np.ndarray:
     both = np.rint(2 * g).astype(np.int64)
     transformed = np.einsum("ik,oklc,jl->ijco", both, padded, both, optimize=True).astype(np.int16)
     shaped = transformed.reshape(choice.config.positions, ci // group, group, -1, block)
-    packed = shaped.transpose(3, 0, 1, 4, 2)
-    return np.ascontiguousarray(packed.reshape(*packed.shape[:3], block * group))
+    return np.ascontiguousarray(shaped.transpose(3, 0, 1, 4, 2))
 
 
 def primitive(workload: Conv2DWorkload, choice: Choice, convert: Dequantize, out_dtype: str, target: Target) -> Expr:

@@ -234,8 +234,7 @@ def _tiles_product(
                 return tirx.BufferLoad(patches, [slot, position, first_tile + t, _span(c * dot.group + first, count)])
 
             span = [t, k, _span(integer(0), width)]
-            first = k * width * dot.group
-            weight = tirx.BufferLoad(weights, [block, position, c, _span(first, width * dot.group)])
+            weight = tirx.BufferLoad(weights, [block, position, c, k * width, _span(integer(0), width * dot.group)])
             return tirx.BufferStore(acc, add_products(dot, data, weight, tirx.BufferLoad(acc, span)), span)
 
         return unrolled(config.tiles, lambda t: unrolled(vectors, lambda k: add(t, k), "v"), "t")
@@ -325,7 +324,9 @@ def primitive(workload: Conv2DWorkload, config: WinogradConfig, target: Target, 
     w, tiling, group = workload, Tiling(workload, config, form), form.group
     out_shape = (w.batch, w.out_height, w.out_width, w.out_channels)
     data = buffer((w.batch, w.height, w.width, w.in_channels), "data", form.stored)
-    packed = (tiling.channel_blocks, config.positions, w.in_channels // group, config.block * group)
+    packed: tuple[int, ...] = (tiling.channel_blocks, config.positions, w.in_channels // group, config.block)
+    if form.dot is not None:
+        packed = (*packed, group)
     weights = buffer(packed, "weight", form.patch)
     correction = None if form.dot is None else buffer((w.out_channels,), "correction", "int32")
     slots = 1 if tiling.on_stack else config.parts or tiling.tile_blocks
