@@ -34,7 +34,7 @@ def _padded(x: Tensor, attributes: dict[str, Value], value: float) -> tuple[Tens
     rank = x.dim() - 2
     pads = attributes.get("pads", [0] * 2 * rank)
     if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise UntranslatedError("auto_pad")
+        raise UntranslatedError("no translation of auto_pad")
     if pads[:rank] == pads[rank:]:
         return x, pads[:rank]
     around = [p for axis in reversed(range(rank)) for p in (pads[axis], pads[rank + axis])]
@@ -59,7 +59,7 @@ def _max_pool(x: Tensor, **a: Value) -> Tensor:
 def _average_pool(x: Tensor, **a: Value) -> Tensor:
     rank = x.dim() - 2
     if any(a.get("pads", [])) or a.get("ceil_mode") or a.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise UntranslatedError("AveragePool with pads")
+        raise UntranslatedError("no translation of AveragePool with pads")
     operator = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[rank - 1]
     return operator(x, a["kernel_shape"], a.get("strides", [1] * rank))
 
@@ -103,7 +103,7 @@ def _slice(x: Tensor, *arguments: Value, **a: Value) -> Tensor:
     axes = _numbers(a.get("axes", list(range(len(starts)))) if axes is None else axes)
     for start, end, axis, step in zip(starts, ends, axes, _numbers(steps or [1] * len(starts)), strict=True):
         if step < 1:
-            raise UntranslatedError("Slice with a negative step")
+            raise UntranslatedError("no translation of Slice with a negative step")
         window: list[slice] = [slice(None)] * x.dim()
         window[axis] = slice(start, end, step)
         x = x[tuple(window)]
@@ -130,7 +130,7 @@ def _resize(x: Tensor, _roi: Value = None, scales: Value = None, sizes: Value = 
     wanted = sizes or [int(n * s) for n, s in zip(x.shape, scales, strict=True)]
     whole = all(w % n == 0 for w, n in zip(wanted, x.shape, strict=True))
     if a.get("mode", b"nearest") != b"nearest" or not whole or list(wanted[:2]) != list(x.shape[:2]):
-        raise UntranslatedError("Resize other than nearest by whole factors")
+        raise UntranslatedError("no translation of Resize other than nearest by whole factors")
     return F.interpolate(x, size=wanted[2:], mode="nearest")
 
 
@@ -138,7 +138,7 @@ def _split(x: Tensor, sizes: Value = None, **a: Value) -> tuple[Tensor, ...]:
     axis = a.get("axis", 0)
     sizes = a.get("split") if sizes is None else sizes
     if sizes is None:
-        raise UntranslatedError("Split without sizes")
+        raise UntranslatedError("no translation of Split without sizes")
     return tuple(torch.split(x, _numbers(sizes), axis))
 
 
