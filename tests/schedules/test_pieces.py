@@ -17,7 +17,8 @@ from passes.execute import execute
 from schedules.common import TARGETS, property_settings
 
 op = relax.op
-#: Image, and which of its axes the constant operand has: a channel's value, an image's, a pixel's, a column's.
+#: Image, and which of its axes the constant operand has: a channel's value, an image's, a pixel's,
+#: a column's, one for all.
 PLANES = (
     ((1, 80, 13, 14), (1,)),
     ((1, 20, 7, 7), (1,)),
@@ -27,6 +28,8 @@ PLANES = (
     ((4, 5, 6, 24), (3,)),
     ((1, 16, 1, 33), (1,)),
     ((5, 7, 3, 3), (0, 3)),
+    ((1, 4, 20, 26), ()),
+    ((2, 8, 12, 16), ()),
 )
 
 
@@ -55,6 +58,15 @@ def test_functions_of_planes_of_any_size(tmp_path, shape, axes):
     assert len(state.program.steps) == 1
     (got,) = execute(state, [x], tmp_path, 3)
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-(np.exp(x) + bias))), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 20, 26), (16, 33), (2, 8, 12, 16)], ids=str)
+def test_a_scalar_meets_every_element(tmp_path, shape):
+    x, scale = normal(shape), np.float32(3)
+    inputs = {"x": shape, "s": ((), "float32")}
+    state = finish(relax_state(inputs, {}, lambda e, x, s: [e(op.multiply(e(op.exp(x)), s))]))
+    (got,) = execute(state, [x, np.array(scale)], tmp_path, 3)
+    np.testing.assert_allclose(got, np.exp(x) * 3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(80, 13, 14), (40, 5, 5), (6, 20, 26)], ids=str)

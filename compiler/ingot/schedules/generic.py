@@ -277,7 +277,7 @@ def flatten(function: Any) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
 
         def place(access: Any) -> list[Any]:  # noqa: ANN401
             lead, rest = list(access.indices)[:-joined], list(access.indices)[-joined:]
-            if len(node.iter_vars) > 1 and not any(_uses(index, [item.var]) for index in rest):
+            if not any(_uses(index, [item.var]) for index in rest):
                 return [*lead, *rest]
             return [*lead, *[tirx.IntImm(str(item.var.ty.dtype), 0)] * (len(rest) - 1), item.var]
 
