@@ -21,6 +21,7 @@ from ingot.schedules import (
     depthwise,
     depthwise_int8,
     generic,
+    padding,
     pieces,
     planes,
     planes_product,
@@ -100,7 +101,7 @@ def _inlined(function: Any, *, keep_result: bool = False) -> tuple[Any, Any]:  #
     keep: set[str] = set()
     if anchor is not None:
         names = [str(sch.get(block).name_hint) for block in sch.get_child_blocks(sch.get_sblock("root"))]
-        keep = {str(sch.get(anchor).name_hint), "padded", *(n for n in names if n.startswith(_STAGES))}
+        keep = {str(sch.get(anchor).name_hint), "padded", padding.ROWS, *(n for n in names if n.startswith(_STAGES))}
         keep |= _shared_result(sch, anchor) if keep_result else set()
     generic.inline_producers(sch, keep)
     return sch, anchor

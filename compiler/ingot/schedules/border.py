@@ -117,7 +117,7 @@ def _loop(old: Any, begin: Any, extent: Any, body: Any) -> Any:  # noqa: ANN401
 def _clip_rows(loop: Any) -> Any:  # noqa: ANN401
     """Case 1."""
     height, stride, dilation, top = (int(v) for v in loop.annotations[ROWS])
-    realize = _first_block(loop.body)
+    realize = first_block(loop.body)
     dtype = str(loop.loop_var.ty.dtype)
     first_row = realize.iter_values[1].astype(dtype) * stride - top
     size = int(loop.extent)
@@ -148,10 +148,10 @@ def _peel_columns(loop: Any, local: list[Any], added: list[Any]) -> Any:  # noqa
         pieces.extend(at(tile) for tile in range(end, tiles))
     if len(pieces) == 1:
         return pieces[0]
-    return tirx.SeqStmt([pieces[0], *(_renewed(piece, local, added) for piece in pieces[1:])])
+    return tirx.SeqStmt([pieces[0], *(renewed(piece, local, added) for piece in pieces[1:])])
 
 
-def _renewed(statement: Any, local: list[Any], added: list[Any]) -> Any:  # noqa: ANN401
+def renewed(statement: Any, local: list[Any], added: list[Any]) -> Any:  # noqa: ANN401
     """Return a copy of the statement with definitions of its own: TIR wants each variable defined once.
 
     Loop and block variables are new, and so are the local buffers (the accumulators), which are put on `added`:
@@ -216,7 +216,8 @@ def _uses(expr: Any, var: Any) -> bool:  # noqa: ANN401
     return bool(found)
 
 
-def _first_block(statement: Any) -> Any:  # noqa: ANN401
+def first_block(statement: Any) -> Any:  # noqa: ANN401
+    """Return the block inside a nest of loops. Raises CompilerError where something else is."""
     while isinstance(statement, tirx.For):
         statement = statement.body
     if not isinstance(statement, s_tir.SBlockRealize):

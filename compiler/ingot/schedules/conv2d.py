@@ -27,7 +27,7 @@ from tvm import te, tirx
 from ingot.schedules import prefetch
 from ingot.schedules.border import guarded_load, mark, specialise
 from ingot.schedules.lanes import LANES, mark_lanes
-from ingot.schedules.padding import Dequantize, copy_patch, pad_nhwc
+from ingot.schedules.padding import Dequantize, copy_patch, copy_rows, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, largest_divisor, registers
 from ingot.target import Target
 
@@ -125,6 +125,8 @@ _KEPT = 0.25
 MAX_WINDOW_CODE = 8192
 #: The annotation of a block whose borders are compiled apart (case 2).
 WINDOW = "ingot.window"
+#: The annotation of a block whose tiles share copied rows: what `padding.copy_rows` needs.
+SHARED = "ingot.shared_rows"
 #: TVM's kind of a reduction axis.
 _REDUCTION = 2
 
@@ -484,6 +486,9 @@ def schedule(
     window = sch.get(anchor).annotations.get(WINDOW)
     if window is not None:
         sch.unannotate(anchor, WINDOW)
+    shared = sch.get(anchor).annotations.get(SHARED)
+    if shared is not None:
+        sch.unannotate(anchor, SHARED)
     kinds = [int(item.iter_type) for item in sch.get(anchor).iter_vars]
     n_reduce = kinds.count(_REDUCTION)
     rows, columns, inner = _tiles(sch, output, config, joined=len(kinds) - n_reduce == 2)
@@ -496,6 +501,8 @@ def schedule(
     order = [c_tiles, *rows] if channels_first else [*rows, c_tiles]
     if config.order == CHANNELS_INNER and window is None:
         order, columns = [*rows, *columns, c_tiles], []
+    if shared is not None:
+        order, columns, grouped = rows, [], [*columns, c_tiles]
     sch.reorder(*order, *columns, *grouped, *inner, c_inner)
     narrow = str(sch.get(output).writes[0].source.dtype) in ("int8", "uint8") and target.arch == "aarch64"
     # NEON narrows four registers of sums to one of bytes at once (sqxtn), if they are one vector.
@@ -504,7 +511,7 @@ def schedule(
     # Everything above the tile can run in parallel; tiles at the borders of a row are compiled apart.
     task = sch.fuse(*order) if window is not None else sch.fuse(*order, *columns)
     tile = columns[0] if window is not None else task
-    sch.compute_at(anchor, grouped[0] if grouped else tile, preserve_unit_loops=True)
+    sch.compute_at(anchor, grouped[-1] if grouped else tile, preserve_unit_loops=True)
     sch.vectorize(c_lanes)
     sch.unroll(c_registers)
     for loop in inner:
@@ -535,6 +542,8 @@ def schedule(
         height, width, sh, sw, dilation, span, top, left = (int(v) for v in window)
         where = {"height": (height, sh, dilation, top), "width": (width, sw, span, left)}
         mark(sch, reduction[0], tile, tile=config.pixels, **where)
+    if shared is not None:
+        copy_rows(sch, task, [int(v) for v in shared])
     copy_patch(sch, task, target)
     if instruction is not None:
         sch.vectorize(sch.get_loops(init)[-1])

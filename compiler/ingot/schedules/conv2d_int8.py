@@ -9,6 +9,10 @@ by 128, and their zero point with them, and
 
 where the last term is a constant of each output channel, if padding holds z; so it does. For an instruction on 16-bit
 data the patch holds x - z, and padding 0.
+
+Where a position's channels are no whole groups (a model's first layer has 3), a row of taps is taken as one, as its
+columns and channels lie next to each other: KW * CI values. Only the end of a row then fills no group; what is read
+there meets weights of 0.
 """
 
 from __future__ import annotations
@@ -22,14 +26,18 @@ from tvm import te, tirx
 
 from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla, winograd, winograd_int8
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig, ravel, unravel
+from ingot.schedules.lanes import LANES
 from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
 from ingot.schedules.mmla import Mmla, integer_mmla
-from ingot.schedules.padding import Dequantize
-from ingot.schedules.vector import annotate_block, ceil_div, largest_divisor, registers
+from ingot.schedules.padding import PATCH_BYTES, SLACK, Dequantize, finish_rows, rows_of
+from ingot.schedules.vector import DTYPE_BYTES, annotate_block, ceil_div, largest_divisor, registers
 from ingot.target import Target
 
 #: Products of 9-bit data and 9-bit weights that int32 holds: longer sums could overflow.
 MAX_TERMS = (1 << 31) // (255 * 255)
+
+#: Positions of a tile where rows of taps are joined, at most.
+MAX_PIXELS = 14
 
 _DOT = "ingot.dot"
 
@@ -44,35 +52,67 @@ def preferred_activation(target: Target) -> str:
 
 def grouped(workload: Conv2DWorkload, dot: Dot) -> Conv2DWorkload:
     """Return the workload as the inner loop sees it: a group of channels as one."""
-    fields = {**workload.__dict__, "in_channels": ceil_div(workload.in_channels, dot.group)}
-    return Conv2DWorkload(**fields)
+    seen = of_rows(workload) if joins_rows(workload, dot) else workload
+    return replace(seen, in_channels=ceil_div(seen.in_channels, dot.group))
+
+
+def joins_rows(workload: Conv2DWorkload, dot: Dot) -> bool:
+    """Say whether rows of taps are joined: the copied rows of a task fit the stack."""
+    w, bytes_ = workload, DTYPE_BYTES[dot.data]
+    columns = (w.out_width + MAX_PIXELS) * w.strides[1] + w.kernel[1]
+    fits = (w.kernel[0] * (columns * w.in_channels + dot.group + SLACK)) * bytes_ <= PATCH_BYTES
+    return fits and min(w.kernel) > 1 and w.dilation[1] == 1 and w.in_channels % dot.group != 0
+
+
+def of_rows(workload: Conv2DWorkload) -> Conv2DWorkload:
+    """Return the convolution of as many positions whose channels are all of a row of taps."""
+    w = workload
+    (kh, kw), (top, left, bottom, right) = w.kernel, w.padding
+    return replace(
+        w, width=w.width + left + right - kw + 1, in_channels=kw * w.in_channels, kernel=(kh, 1),
+        padding=(top, 0, bottom, 0),
+    )  # fmt: skip
 
 
 def default_config(workload: Conv2DWorkload, target: Target, dot: Dot) -> TileConfig:
     """Return the tile with the least estimated cost."""
     inner = grouped(workload, dot)
-    space = conv2d.configs(inner, target)
+    space = [replace(c, unroll=_steps(inner, c, target, dot)) for c in conv2d.configs(inner, target)]
     if workload.positions == 1:
         return space[-1]
     if dot.form == "madd" and registers(target).count <= 16:
         # LLVM sums the products of several steps before it adds them to the sums, in registers that are not there.
         space = [replace(c, unroll=largest_divisor(c.unroll, 2)) for c in space]
+    if inner.kernel[1] < workload.kernel[1]:
+        space = [c for c in space if c.pixels <= MAX_PIXELS]
     fitting = [c for c in space if _registers_used(c, target, dot) <= registers(target).count] or space
     return min(fitting, key=lambda c: (_units(inner, c, target, dot), -c.pixels, c.block))
+
+
+def _steps(inner: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot) -> int:
+    """Return the groups of channels of a step: with lanes, those of whole registers or, if that is few, all."""
+    if not (_takes_lanes(target, dot) and config.unroll < LANES and inner.positions > 1):
+        return config.unroll
+    return inner.in_channels if inner.in_channels <= 2 * LANES else largest_divisor(inner.in_channels, 2)
+
+
+def _takes_lanes(target: Target, dot: Dot) -> bool:
+    return target.arch == "aarch64" and dot.form == "dot4"
 
 
 def _registers_used(config: TileConfig, target: Target, dot: Dot) -> int:
     """Return sums, weights of one step and inputs: where lanes are used, a register of each position's data."""
     vectors = config.block // registers(target).lanes
     inputs = 2
-    if conv2d.uses_lanes(target, config.unroll):
+    if conv2d.uses_lanes(target, config.unroll) or (_takes_lanes(target, dot) and config.unroll > 1):
         inputs = config.pixels + (6 if dot.form == "pairs" else 2)  # copied lanes and products of a few are alive too
     return config.pixels * vectors + vectors + inputs
 
 
 def _units(inner: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot) -> float:
     """Return the estimated time in units of one instruction, or group of them, of `dot`."""
-    total = conv2d.cost(inner, config, target)
+    lanes = _takes_lanes(target, dot) and config.unroll > 1
+    total = conv2d.cost(inner, replace(config, unroll=LANES) if lanes else config, target)
     if dot.form == "pairs" and target.arch == "aarch64":  # two lanes are copied for each position and step
         steps = inner.kernel[0] * inner.kernel[1] * inner.in_channels
         total += 2 / dot.cost * inner.positions * steps * ceil_div(inner.out_channels, config.block)
@@ -93,6 +133,8 @@ class Choice:
     instruction: Dot | Mmla
     config: TileConfig
     cost: float
+    #: Whether rows of taps are joined.
+    rows: bool = False
 
 
 #: A way to compute a layer.
@@ -115,7 +157,7 @@ def choose(
     dot, mmla = dot_of(target, weight, workload.positions), integer_mmla(target, stored, weight)
     if dot is not None:
         config = default_config(workload, target, dot)
-        found.append(Choice(dot, config, cost(workload, config, target, dot)))
+        found.append(Choice(dot, config, cost(workload, config, target, dot), joins_rows(workload, dot)))
     if mmla is not None and workload.out_width > 1:  # it computes two positions at a time
         config = conv2d_mmla.default_config(workload, target, mmla)
         found.append(Choice(mmla, config, conv2d_mmla.cost(workload, config, mmla)))
@@ -142,7 +184,8 @@ def variants(
     if isinstance(direct, Mmla):
         found += [Choice(direct, config, chosen.cost) for config in conv2d_mmla.configs(workload, target)]
     elif direct is not None:
-        found += [Choice(direct, config, chosen.cost) for config in _tiles(workload, target, direct)]
+        joined = joins_rows(workload, direct)
+        found += [Choice(direct, config, chosen.cost, joined) for config in _tiles(workload, target, direct)]
     form = winograd_int8.form_of(workload, target, weight)
     if form is not None:
         fewer = winograd.configs(workload, target, workspace, form)
@@ -151,12 +194,17 @@ def variants(
 
 
 def _tiles(workload: Conv2DWorkload, target: Target, dot: Dot) -> list[TileConfig]:
-    inner = grouped(workload, dot)
+    inner, joined = grouped(workload, dot), joins_rows(workload, dot)
     found = []
     for tile in conv2d.configs(inner, target):
+        if joined and tile.pixels > MAX_PIXELS:
+            continue
         blocks = ceil_div(inner.out_channels, tile.block)
-        groups = [1] if inner.pointwise else [g for g in (1, 2, 4, 8, blocks) if g <= blocks and blocks % g == 0]
-        steps = [u for u in (1, 2, 4, 8) if inner.in_channels % u == 0 and tile.pixels * u <= 64]
+        groups = [1]
+        if not (inner.pointwise or joined):
+            groups = [g for g in (1, 2, 4, 8, blocks) if g <= blocks and blocks % g == 0]
+        steps = [_steps(inner, tile, target, dot)]
+        steps += [u for u in (1, 2, 4, 8) if inner.in_channels % u == 0 and tile.pixels * u <= 64]
         for unroll in dict.fromkeys((tile.unroll, *steps)):
             found.append(replace(tile, unroll=unroll))
             for order in (conv2d.POSITIONS_INNER, conv2d.CHANNELS_INNER):
@@ -215,6 +263,8 @@ def pack_chosen(weight: np.ndarray, choice: Chosen) -> np.ndarray:
     if isinstance(choice, conv2d_amx.Choice):
         return conv2d_amx.pack_weight(weight, choice.plan, choice.config)
     used, block = choice.instruction, choice.config.block
+    if choice.rows:
+        weight = weight.reshape(*weight.shape[:2], 1, -1)
     return pack_weight(weight, block, used) if isinstance(used, Dot) else conv2d_mmla.pack_weight(weight, block, used)
 
 
@@ -266,6 +316,8 @@ def compute(
     if w.pointwise:
         lead = (w.batch, height, width)
         return _product(data, lead, co, "conv", config, convert, dot, out_dtype, lambda n, y, x: (n, y * sh, x * sw))
+    if joins_rows(w, dot):
+        return _compute_rows(data, w, config, convert, dot, out_dtype)
     weight = _weight(co, w.kernel, w.in_channels, config, dot)
     constant = te.placeholder((co,), "int32", name="correction")
     tiled = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
@@ -283,6 +335,44 @@ def compute(
         ),
         name="conv",
         attrs={**annotate_block("conv2d", "conv2d_int8", config), _DOT: dot.name},
+    )
+    out = te.compute(
+        (w.batch, height, width, co),
+        lambda n, y, x, c: (conv[n, y, x, c] + constant[c]).astype(out_dtype),
+        name="conv_out",
+    )
+    return [data, weight, constant, out]
+
+
+def _compute_rows(
+    data: Any,  # noqa: ANN401 - a TE tensor
+    w: Conv2DWorkload,
+    config: TileConfig,
+    convert: Dequantize,
+    dot: Dot,
+    out_dtype: str,
+) -> list[Any]:
+    """Return the TE tensors of `compute`, rows of taps joined: tiles read copies of whole rows of the image."""
+    flat, (kh, _), (sh, sw), dh = of_rows(w), w.kernel, w.strides, w.dilation[0]
+    height, width, co, ci = w.out_height, w.out_width, w.out_channels, w.in_channels
+    groups, tiled = ceil_div(flat.in_channels, dot.group), ceil_div(width, config.pixels) * config.pixels
+    weight = _weight(co, flat.kernel, flat.in_channels, config, dot)
+    constant = te.placeholder((co,), "int32", name="correction")
+    zero = tirx.const(convert.zero_point + _shift(convert, dot.data), dot.data)
+    need = (height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw * ci + groups * dot.group
+    source = rows_of(data, w.padding[:2], need, zero, lambda stored: _as_kind(stored, convert, dot.data), flat=True)
+    ry = te.reduce_axis((0, kh), "ry")
+    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, dot.group), "rk")
+    shared = [w.height, w.width * ci, w.padding[0], w.padding[1] * ci]
+    conv = te.compute(
+        (w.batch, height, tiled, ceil_div(co, config.block) * config.block),
+        lambda n, y, x, c: te.sum(
+            source[n, y * sh + ry * dh, x * (sw * ci) + rc * dot.group + rk].astype("int32")
+            * _weight_at(weight, c, ry, 0, rc, rk, config, dot),
+            axis=[ry, rc, rk],
+        ),
+        name="conv",
+        attrs={**annotate_block("conv2d", "conv2d_int8", config), _DOT: dot.name, conv2d.SHARED: shared},
     )
     out = te.compute(
         (w.batch, height, width, co),
@@ -420,5 +510,5 @@ def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Tar
 
 
 def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any:  # noqa: ANN401
-    """Return the function as it is: the schedule expresses all of this template."""
-    return function
+    """Write the copies of rows as plain loops."""
+    return finish_rows(function)

@@ -15,6 +15,7 @@ import tvm_ffi
 from tvm import ir, s_tir, sym, tirx
 
 from ingot.errors import CompilerError
+from ingot.schedules.padding import ROWS
 
 LANES = 4
 _MARK = "ingot_lane"
@@ -63,13 +64,33 @@ def _spread(expr: Any) -> Any:  # noqa: ANN401
     """Return one lane of a register's load, copied, where the unrolled index says which it is; else a small load."""
     load, lanes = expr.args[1], int(expr.ty.dtype.lanes)
     count, first = int(load.ty.dtype.lanes), load.indices[-1].base
-    lane = sym.Analyzer().simplify(tirx.floormod(first, tirx.IntImm(str(first.ty.dtype), _REGISTER)))
-    size = int(load.source.shape[-1])  # buffers are flat by now
-    if not isinstance(lane, tirx.IntImm) or int(lane) % count or size % _REGISTER:
+    found = _register_of(first, count, load.source)
+    if found is None:
         return tirx.Broadcast(tirx.reinterpret(f"int{8 * count}", load), lanes)
-    whole = tirx.Ramp(first - lane, tirx.IntImm(str(first.ty.dtype), 1), _REGISTER)
-    joined = tirx.reinterpret(f"int{8 * count}x{_REGISTER // count}", tirx.BufferLoad(load.source, [whole]))
-    return tirx.Shuffle([joined], [tirx.IntImm("int32", int(lane) // count)] * lanes)
+    size, lane = found
+    whole = tirx.Ramp(first - lane, tirx.IntImm(str(first.ty.dtype), 1), size)
+    joined = tirx.reinterpret(f"int{8 * count}x{size // count}", tirx.BufferLoad(load.source, [whole]))
+    # A shuffle has as many lanes as its operands together, at most.
+    return tirx.Shuffle([joined] * (_REGISTER // size), [tirx.IntImm("int32", lane // count)] * lanes)
+
+
+def _register_of(first: Any, count: int, source: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    """Return the bytes of a load that holds `count` bytes from `first` on, a lane, and where in it they are.
+
+    Case 1: positions are whole registers, or halves of one: the load is aligned as the buffer is, and stays within it.
+    Case 2: copied rows, behind which more may be read: the load begins where the index without its constant part does,
+    or some registers later.
+    """
+    kind, analyzer = str(first.ty.dtype), sym.Analyzer()
+    for size in (_REGISTER, _REGISTER // 2):
+        lane = analyzer.simplify(tirx.floormod(first, tirx.IntImm(kind, size)))
+        if isinstance(lane, tirx.IntImm) and int(lane) % count == 0 and int(source.shape[-1]) % size == 0:
+            return size, int(lane)  # buffers are flat by now
+    if not str(source.name).startswith(ROWS):
+        return None
+    constant = first.b if isinstance(first, tirx.Add) else first
+    place = int(constant) if isinstance(constant, tirx.IntImm) and int(constant) >= 0 else 0
+    return _REGISTER, place % _REGISTER // count * count
 
 
 def lower_lanes(function: Any) -> Any:  # noqa: ANN401 - a lowered, unrolled PrimFunc
