@@ -191,6 +191,7 @@ def convolutions(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SI
     layers.conv(8, 24, (9, 13), strides=(2, 2))
     layers.conv(5, 10, (12, 12), dilation=(2, 2), same=False)
     layers.conv(3, 8, (17, 16), kernel=(5, 3), strides=(2, 1))
+    layers.conv(1, 20, (9, 21), kernel=(6, 4), strides=(1, 2), dilation=(2, 1))
     layers.conv(16, 16, (4, 4), kernel=(4, 4), same=False)
     layers.conv(16, 9, (3, 7), least=-128)
     layers.conv(8, 16, (3, 7), faint=2.0**-16)  # ratios below 2^-22: the zero point is added last
@@ -209,5 +210,6 @@ def depthwise(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SIZES
     layers.conv(8, 8, (9, 9), kernel=(3, 2), dilation=(2, 2), depthwise=True)
     layers.conv(24, 24, (4, 4), kernel=(4, 4), same=False, depthwise=True)
     layers.conv(32, 32, (5, 6), depthwise=True, least=-128)
+    layers.conv(16, 16, (6, 5), kernel=(2, 3), dilation=(1, 2), same=False, depthwise=True)
     layers.conv(3, 12, (5, 6), depthwise=True)
     return layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -90,7 +91,12 @@ def test_configs_of_a_search_are_exact(tmp_path: Path, target: str, dtype: str) 
 @pytest.mark.qemu
 @pytest.mark.parametrize(
     ("target", "dtype"),
-    [("raspberry-pi-4", "int8"), ("raspberry-pi-4", "uint8"), ("raspberry-pi-4-32bit", "int8")],
+    [
+        ("raspberry-pi-4", "int8"),
+        ("raspberry-pi-4", "uint8"),
+        ("raspberry-pi-5", "int8"),
+        ("raspberry-pi-4-32bit", "int8"),
+    ],
 )
 def test_depthwise_layers_are_exact_on_a_board(tmp_path: Path, qemu, target: str, dtype: str) -> None:
     board = load_target(target)
@@ -118,6 +124,17 @@ def test_sums_and_roundings_are_exact_on_a_board(tmp_path: Path, qemu, target: s
     layers = convolutions(dtype, dtype == "int8", FEW)
     model = ingot.compile(layers.save(tmp_path), target=target, selftest=False).save(tmp_path / "layers.so")
     layers.compare(run_under_qemu(model, layers.feeds, board, threads=3))
+
+
+def test_rows_of_taps_are_joined_where_groups_of_channels_would_not_be_whole() -> None:
+    first = conv2d.Conv2DWorkload(1, 96, 96, 3, 8, (3, 3), (2, 2), (0, 0, 1, 1), (1, 1), "float32")
+    dot = dots_of(load_target("raspberry-pi-5"))[0]
+    joined = conv2d_int8.of_rows(first)
+    assert dot.group == 4 and conv2d_int8.joins_rows(first, dot)
+    assert (joined.out_height, joined.out_width, joined.macs) == (48, 48, first.macs)
+    assert conv2d_int8.grouped(first, dot).in_channels == 3  # nine values of a row
+    for other in ({"in_channels": 8}, {"kernel": (1, 1)}, {"dilation": (1, 2)}, {"width": 1 << 16}):
+        assert not conv2d_int8.joins_rows(dataclasses.replace(first, **other), dot)
 
 
 def test_wide_weights_take_an_instruction_that_holds_them() -> None:

@@ -11,6 +11,7 @@ import tvm
 from tvm import s_tir
 
 from ingot.packager.codegen import generate_object
+from ingot.schedules.columns import column_name, takes_columns
 from ingot.schedules.microkernels import DOTS, dots_of, intrinsic_name
 from ingot.target import load_target
 from passes.execute import compile_state
@@ -44,6 +45,24 @@ def test_the_meaning_is_a_sum_of_products(board: str) -> None:
         np.testing.assert_array_equal(tensors[2].numpy(), wanted, err_msg=dot.name)
 
 
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_the_meaning_of_a_column_is_a_sum_of_its_rows(rows: int) -> None:
+    """Of the weights, only those of its rows count: others are zeros that the machine form multiplies."""
+    random = np.random.default_rng(2)
+    for lanes in (8, 16):
+        meaning = s_tir.TensorIntrin.get(column_name(rows, lanes)).desc
+        names = [str(param.name) for param in meaning.params]
+        assert len(names) == 3 and takes_columns(load_target("raspberry-pi-5"))
+        a = extremes(random, (rows, 1, lanes), -128, 127, "int8")
+        b = extremes(random, (lanes, rows), -128, 127, "int8")
+        c = random.integers(-(10**6), 10**6, lanes).astype(np.int32)
+        wanted = c + np.einsum("kl,lk->l", a[:, 0].astype(np.int64), b.astype(np.int64))
+        run = tvm.compile(tvm.IRModule({"main": meaning.with_attr("global_symbol", "main")}), target="llvm")["main"]
+        tensors = [tvm.runtime.tensor(x) for x in (a, b, c)]
+        run(*tensors)
+        np.testing.assert_array_equal(tensors[2].numpy(), wanted)
+
+
 @pytest.mark.parametrize(
     ("board", "words"),
     [
@@ -52,7 +71,7 @@ def test_the_meaning_is_a_sum_of_products(board: str) -> None:
         ("x86-64-v4", ("vpmaddwd", "%zmm")),
         ("x86-64-v3", ("vpmaddwd", "vpsignb", "vpmaddubsw", "%ymm")),
         ("x86-64-v2", ("pmaddwd", "psignb", "pmaddubsw", "%xmm")),
-        ("raspberry-pi-5", ("sdot",)),
+        ("raspberry-pi-5", ("sdot", "srshl", "sqadd", "zip2")),
         ("raspberry-pi-4", ("smull", "smlal", "sadalp", "sqrdmulh")),
         ("raspberry-pi-4-32bit", ("vmull.s8", "vmlal.s8", "vpadal.s16", "vqrdmulh.s32")),
     ],
@@ -63,6 +82,7 @@ def test_the_machine_code_is_made_of_the_instruction(tmp_path: Path, board: str,
         pytest.skip("llvm-objdump is not installed")
     layers = Layers("int8")
     layers.conv(16, 32)
+    layers.conv(16, 16, depthwise=True)
     layers.dense(1, 16, 32)
     state = compile_state(layers.imported(tmp_path), board)
     assert state.lowered is not None

@@ -44,8 +44,22 @@ def multiply_once(x: Any, multiplier: Any, shift: Any) -> Any:  # noqa: ANN401 -
     return tirx.shift_right(x.astype("int64") * multiplier.astype("int64") + half, by).astype("int32")
 
 
-def define(builder: Any, call: Any, multiply: Any = high_multiply, once: Any = multiply_once) -> Any:  # noqa: ANN401
-    """Return the loop nest of a call of the operator; `multiply` computes h, `once` the product rounded once."""
+def shift_offset(high: Any, offset: Any, shift: Any) -> Any:  # noqa: ANN401 - TIR expressions
+    """Return (high + offset) >> shift: int32."""
+    return tirx.shift_right(high + offset, shift)
+
+
+def define(
+    builder: Any,  # noqa: ANN401
+    call: Any,  # noqa: ANN401
+    multiply: Any = high_multiply,  # noqa: ANN401
+    once: Any = multiply_once,  # noqa: ANN401
+    shifted: Any = shift_offset,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Return the loop nest of a call of the operator.
+
+    `multiply` computes h, `shifted` its second rounding, `once` the product rounded once.
+    """
     attrs = call.attrs
     low, high = (tirx.const(int(attrs[key]), "int32") for key in ("low", "high"))
     rounding, after = str(attrs["rounding"]), int(attrs["after"])
@@ -66,7 +80,7 @@ def define(builder: Any, call: Any, multiply: Any = high_multiply, once: Any = m
             h = multiply(x(*index), m)
             if rounding == "away":
                 h = h + tirx.shift_right(h, tirx.const(31, "int32"))
-            scaled = tirx.shift_right(h + t, s)
+            scaled = shifted(h, t, s)
             scaled = scaled + tirx.const(after, "int32") if after else scaled
             return tirx.min(tirx.max(scaled, low), high).astype(str(attrs["dtype"]))
 

@@ -62,7 +62,7 @@ DEFINITIONS: dict[str, Callable[[Any, Any], Any]] = {
     "relax.max": _extremum(tirx.max, float("-inf"), "max"),
     "relax.min": _extremum(tirx.min, float("inf"), "min"),
     relax_fixed_point.REQUANTIZE: functools.partial(
-        relax_fixed_point.define, multiply=fixed_point.multiply, once=fixed_point.once
+        relax_fixed_point.define, multiply=fixed_point.multiply, once=fixed_point.once, shifted=fixed_point.shifted
     ),
     integer_ops.SOFTMAX: functools.partial(
         integer_ops.define_softmax,

@@ -141,7 +141,7 @@ class IntegerLayers:
         bias, out_dtype = self._chain(rewriter, call)
         function = conv2d_int8.primitive(workload, choice, convert, out_dtype, self.target)
         packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_chosen(ohwi, choice))
-        constant = conv2d_int8.correction(ohwi, convert, conv2d_int8.read_dtype(choice), bias)
+        constant = conv2d_int8.correction(ohwi, convert, choice, bias)
         constants = [packed, rewriter.add_weight(f"{base_name(args)}_correction", constant)]
         ty = relax.TensorType(shape_of(call), out_dtype)
         name = "matmul_int8" if matrix else "conv2d_int8"

@@ -30,6 +30,7 @@ from ingot.schedules.lanes import LANES
 from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
 from ingot.schedules.mmla import Mmla, integer_mmla
 from ingot.schedules.padding import PATCH_BYTES, SLACK, Dequantize, finish_rows, rows_of
+from ingot.schedules.starts import start_from_constant
 from ingot.schedules.vector import DTYPE_BYTES, annotate_block, ceil_div, largest_divisor, registers
 from ingot.target import Target
 
@@ -38,6 +39,8 @@ MAX_TERMS = (1 << 31) // (255 * 255)
 
 #: Positions of a tile where rows of taps are joined, at most.
 MAX_PIXELS = 14
+#: The cost of tiles that do not divide the positions, over that of others.
+_CUT = 1.15
 
 _DOT = "ingot.dot"
 
@@ -113,6 +116,8 @@ def _units(inner: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot) 
     """Return the estimated time in units of one instruction, or group of them, of `dot`."""
     lanes = _takes_lanes(target, dot) and config.unroll > 1
     total = conv2d.cost(inner, replace(config, unroll=LANES) if lanes else config, target)
+    if inner.pointwise and inner.positions % config.pixels and target.arch == "aarch64":
+        total *= _CUT  # LLVM moves what the last tile does not store below a branch, and spills registers there
     if dot.form == "pairs" and target.arch == "aarch64":  # two lanes are copied for each position and step
         steps = inner.kernel[0] * inner.kernel[1] * inner.in_channels
         total += 2 / dot.cost * inner.positions * steps * ceil_div(inner.out_channels, config.block)
@@ -292,16 +297,21 @@ def _shift(convert: Dequantize, kind: str) -> int:
     return 128 if kind == "uint8" else -128
 
 
-def correction(weight: np.ndarray, convert: Dequantize, kind: str, bias: np.ndarray | None = None) -> np.ndarray:
-    """Return the constant of each output channel: bias - z sum w, int32 [CO], z as the instruction sees it.
+def correction(
+    weight: np.ndarray, convert: Dequantize, choice: Choice | conv2d_amx.Choice, bias: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the constant of each output channel: bias - z sum w, int32 [CO], z as the chosen instruction sees it.
 
-    weight: OHWI, whole numbers. kind: the dtype of data the instruction reads. bias: [CO], whole numbers of at most 32
-    bits.
+    Sums of a `Dot` start from it, those of all channels that its blocks hold: it is padded with zeros.
+    weight: OHWI, whole numbers. bias: [CO], whole numbers of at most 32 bits.
     """
+    kind = read_dtype(choice)
     sums = weight.astype(np.int64).sum(axis=(1, 2, 3))
     constant: np.ndarray = -(convert.zero_point + _shift(convert, kind)) * sums
     if bias is not None:
         constant = constant + bias.astype(np.int64).reshape(-1)
+    if isinstance(choice, Choice) and isinstance(choice.instruction, Dot):
+        constant = np.pad(constant, (0, -len(constant) % choice.config.block))
     return constant.astype(np.int32)  # sums in int32 wrap around, so this may too
 
 
@@ -319,7 +329,7 @@ def compute(
     if joins_rows(w, dot):
         return _compute_rows(data, w, config, convert, dot, out_dtype)
     weight = _weight(co, w.kernel, w.in_channels, config, dot)
-    constant = te.placeholder((co,), "int32", name="correction")
+    constant = te.placeholder((ceil_div(co, config.block) * config.block,), "int32", name="correction")
     tiled = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
     need = ((height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw + (kw - 1) * dw + 1)
     groups = ceil_div(w.in_channels, dot.group)
@@ -357,7 +367,7 @@ def _compute_rows(
     height, width, co, ci = w.out_height, w.out_width, w.out_channels, w.in_channels
     groups, tiled = ceil_div(flat.in_channels, dot.group), ceil_div(width, config.pixels) * config.pixels
     weight = _weight(co, flat.kernel, flat.in_channels, config, dot)
-    constant = te.placeholder((co,), "int32", name="correction")
+    constant = te.placeholder((ceil_div(co, config.block) * config.block,), "int32", name="correction")
     zero = tirx.const(convert.zero_point + _shift(convert, dot.data), dot.data)
     need = (height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw * ci + groups * dot.group
     source = rows_of(data, w.padding[:2], need, zero, lambda stored: _as_kind(stored, convert, dot.data), flat=True)
@@ -408,7 +418,7 @@ def _product(
     """
     k, rows = int(data.shape[-1]), int(np.prod(lead, dtype=np.int64))
     weight = _weight(n, (1, 1), k, config, dot)
-    constant = te.placeholder((n,), "int32", name="correction")
+    constant = te.placeholder((ceil_div(n, config.block) * config.block,), "int32", name="correction")
     groups, tall = ceil_div(k, dot.group), ceil_div(rows, config.pixels) * config.pixels
 
     def source(row: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
@@ -510,5 +520,5 @@ def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Tar
 
 
 def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any:  # noqa: ANN401
-    """Write the copies of rows as plain loops."""
-    return finish_rows(function)
+    """Write the copies of rows as plain loops, and start sums from their corrections."""
+    return start_from_constant(finish_rows(function), block)

@@ -7,6 +7,10 @@ like any other, and code generation chooses the form (`lower`):
 - AArch64 and 32-bit ARM with NEON: one sqrdmulh / vqrdmulh. It differs from the definition only for x = m = -2^31.
 - Other vector units: the products of even and odd lanes apart, each in a 64-bit lane, as x86's pmuldq makes them.
 - Scalars: the definition.
+
+So is the second rounding, (h + t) >> s with t = half a step and z steps (`shifted`). On AArch64, where sums are stored
+as bytes, it is one srshl, the zero point z = t >> s is added to 16-bit numbers, and numbers are narrowed with
+saturation.
 """
 
 from __future__ import annotations
@@ -24,7 +28,10 @@ from ingot.target import Target
 
 _NAME = "tirx.ingot_high_multiply"
 _ONCE = "tirx.ingot_multiply_once"
+_SHIFTED = "tirx.ingot_shifted"
 _PURE = 1
+#: Operators that compute each lane from the same lanes of their operands.
+_LANEWISE = (_NAME, _SHIFTED, "tirx.shift_right", "tirx.shift_left")
 
 
 def _register(name: str, meaning: str) -> None:
@@ -37,6 +44,7 @@ def _register(name: str, meaning: str) -> None:
 
 _register(_NAME, "(x * m + 2^30) >> 31")
 _register(_ONCE, "(x * m + 2^(30 + s)) >> (31 + s)")
+_register(_SHIFTED, "(h + t) >> s, where t is half a step and z steps")
 
 
 def multiply(x: Any, multiplier: Any) -> Any:  # noqa: ANN401 - TIR expressions
@@ -52,6 +60,14 @@ def once(x: Any, multiplier: Any, shift: Any) -> Any:  # noqa: ANN401 - TIR expr
     return tirx.call_intrin("int32", _ONCE, x, multiplier, shift)
 
 
+def shifted(high: Any, offset: Any, shift: Any) -> Any:  # noqa: ANN401 - TIR expressions
+    """Return the operator (high + offset) >> shift on int32 scalars.
+
+    offset is half of 2^shift, rounded down, plus z * 2^shift, with one 8-bit number z for all channels.
+    """
+    return tirx.call_intrin("int32", _SHIFTED, high, offset, shift)
+
+
 def lower(function: Any, target: Target) -> Any:  # noqa: ANN401 - a lowered, vectorised PrimFunc
     """Replace the operator by what the target computes best."""
     neon = {"aarch64": "llvm.aarch64.neon.sqrdmulh.v4i32", "arm": "llvm.arm.neon.vqrdmulh.v4i32"}
@@ -60,6 +76,8 @@ def lower(function: Any, target: Target) -> Any:  # noqa: ANN401 - a lowered, ve
     def call(expr: Any) -> Any:  # noqa: ANN401
         if str(getattr(expr.op, "name", "")) == _ONCE:
             return multiply_once(*expr.args) if int(expr.ty.dtype.lanes) == 1 else _once_in_64_bits(*expr.args)
+        if str(getattr(expr.op, "name", "")) == _SHIFTED:
+            return tirx.shift_right(expr.args[0] + expr.args[1], expr.args[2])
         if str(getattr(expr.op, "name", "")) != _NAME:
             return expr
         x, multiplier = expr.args
@@ -88,18 +106,64 @@ def _saturate(expr: Any) -> Any:  # noqa: ANN401
     tvm_ffi.structural_walk(
         value, [(ir.Call, lambda call: multiplications.append(call) if _is_multiply(call) else None)]
     )
-    # The value is written once for every part of it: of several in a row that would be too much code.
-    if value is expr.value or len(multiplications) != 1:
+    # Of several in a row, vectors between them would be cut apart and joined again. One may be written twice.
+    several = any(not tvm_ffi.structural_equal(multiplications[0], other) for other in multiplications[1:])
+    if value is expr.value or not multiplications or several:
         return expr
     count = int(lanes)
-    narrow = _narrow("llvm.aarch64.neon.sqxtn.v4i16", "int16", count, 4, value, "int32")
     last = "llvm.aarch64.neon.sqxtn.v8i8" if kind == "int8" else "llvm.aarch64.neon.sqxtun.v8i8"
-    result = _narrow(last, kind, count, 8, narrow, "int16")
+    halves = [tirx.call_llvm_pure_intrin(f"{kind}x8", last, _words(value, first)) for first in range(0, count, 8)]
+    result = halves[0] if count == 8 else T.vectorcombine(f"{kind}x16", *halves)
     if low > limits[0]:
         result = tirx.Max(result, tirx.Broadcast(tirx.const(low, kind), count))
     if high < limits[1]:
         result = tirx.Min(result, tirx.Broadcast(tirx.const(high, kind), count))
     return result
+
+
+def _words(value: Any, first: int) -> Any:  # noqa: ANN401
+    """Return eight lanes of an int32 vector, from `first` on, as int16 with saturation, the zero point added last."""
+    zero, parts = None, []
+    for place in (first, first + 4):
+        part = _part(value, place, 4)
+        if isinstance(part, ir.Call) and str(getattr(part.op, "name", "")) == _SHIFTED:
+            high, _, by = part.args
+            zero = tirx.shift_right(*(_lane(arg) for arg in value.args[1:]))
+            by = tirx.Broadcast(tirx.const(0, "int32"), 4) - by
+            part = tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.srshl.v4i32", high, by)
+        parts.append(tirx.call_llvm_pure_intrin("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", part))
+    words = T.vectorcombine("int16x8", *parts)
+    if zero is None:
+        return words
+    offset = tirx.Broadcast(zero.astype("int16"), 8)
+    return tirx.call_llvm_pure_intrin("int16x8", "llvm.aarch64.neon.sqadd.v8i16", words, offset)
+
+
+def _lane(expr: Any) -> Any:  # noqa: ANN401
+    """Return the first lane of a constant or of a vector that is loaded."""
+    if isinstance(expr, tirx.Broadcast):
+        return expr.value
+    if isinstance(expr, ir.TensorLoad) and isinstance(expr.indices[-1], tirx.Ramp):
+        return tirx.BufferLoad(expr.source, [*expr.indices[:-1], expr.indices[-1].base])
+    return tirx.Shuffle([expr], [tirx.IntImm("int32", 0)])
+
+
+def _part(expr: Any, first: int, count: int) -> Any:  # noqa: ANN401
+    """Return `count` lanes of a vector, from `first` on, computed from as many lanes of what it is made of."""
+    kind = f"{str(expr.ty.dtype).partition('x')[0]}x{count}"
+    if isinstance(expr, tirx.Broadcast):
+        return tirx.Broadcast(expr.value, count)
+    if isinstance(expr, tirx.Add | tirx.Sub | tirx.Mul | tirx.Min | tirx.Max):
+        return type(expr)(_part(expr.a, first, count), _part(expr.b, first, count))
+    if isinstance(expr, tirx.Cast):
+        return tirx.Cast(kind, _part(expr.value, first, count))
+    if isinstance(expr, ir.Call) and str(getattr(expr.op, "name", "")) in _LANEWISE:
+        return tirx.call_intrin(kind, expr.op, *(_part(arg, first, count) for arg in expr.args))
+    if isinstance(expr, ir.TensorLoad) and isinstance(expr.indices[-1], tirx.Ramp):
+        ramp = expr.indices[-1]
+        place = tirx.Ramp(ramp.base + ramp.stride * first, ramp.stride, count)
+        return tirx.BufferLoad(expr.source, [*expr.indices[:-1], place])
+    return tirx.Shuffle([expr], [tirx.IntImm("int32", first + i) for i in range(count)])
 
 
 def _unclipped(value: Any, limits: tuple[int, int]) -> tuple[Any, tuple[int, int]]:  # noqa: ANN401
@@ -113,15 +177,6 @@ def _unclipped(value: Any, limits: tuple[int, int]) -> tuple[Any, tuple[int, int
         low, high = (low, min(high, limit)) if isinstance(inner, tirx.Min) else (max(low, limit), high)
         inner = inner.a
     return (inner, (low, high)) if low >= limits[0] and high <= limits[1] else (value, limits)
-
-
-def _narrow(intrinsic: str, kind: str, lanes: int, step: int, value: Any, wide: str) -> Any:  # noqa: ANN401
-    """Return `lanes` values narrowed `step` at a time."""
-    if lanes == step:
-        return tirx.call_llvm_pure_intrin(f"{kind}x{step}", intrinsic, value)
-    half = lanes // 2
-    parts = [side(f"{wide}x{half}", value) for side in (T.vectorlow, T.vectorhigh)]
-    return T.vectorcombine(f"{kind}x{lanes}", *(_narrow(intrinsic, kind, half, step, part, wide) for part in parts))
 
 
 def _in_64_bits(x: Any, m: Any, lanes: int) -> Any:  # noqa: ANN401

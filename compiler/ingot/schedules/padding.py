@@ -169,6 +169,7 @@ def finish_rows(function: Any) -> Any:  # noqa: ANN401 - a scheduled PrimFunc
         pieces = [(0, left, 2), (left, end, 1), (end, size, 2)]
         copied = [piece(*limits) for limits in pieces if limits[1] > limits[0]]
         inside = tirx.all(y >= top, y < rows + top)
-        return tirx.IfThenElse(inside, tirx.SeqStmt(copied), piece(0, size, 2))
+        row = tirx.SeqStmt(copied) if len(copied) > 1 else copied[0]
+        return tirx.IfThenElse(inside, row, piece(0, size, 2))
 
     return tvm_ffi.structural_map(function, [(tirx.For, visit)])
