@@ -5,10 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import helper
+from tvm import relax
 
-from passes.build import calls, normal, numbers, onnx_bytes, onnx_state, onnxruntime_outputs, run_steps
+from ingot.passes.rewriter import dtype_of
+from passes.build import (
+    calls,
+    normal,
+    numbers,
+    onnx_bytes,
+    onnx_state,
+    onnxruntime_outputs,
+    ops,
+    relax_state,
+    run_steps,
+)
 
 node = helper.make_node
+op = relax.op
 
 
 def test_a_gemm_of_transposed_weights_multiplies_integers(tmp_path):
@@ -62,3 +75,42 @@ def test_an_embedding_stays_in_8_bits(tmp_path, scales, stored):
     assert len(calls(state, "dequantize")) == (stored == "int8")
     found = numbers(state, list(feeds.values()), tmp_path, "fold_batch_norm")
     np.testing.assert_allclose(found[0], onnxruntime_outputs(model, feeds)[0], atol=1e-6)
+
+
+def pooled(pad: int, second: float, size: int = 3, **attrs):
+    """A pool between quantised tensors; the second has its own scale."""
+
+    def body(e, x):
+        def numbers_of(scale):
+            return relax.const(np.float32(scale), "float32"), relax.const(np.int8(-3), "int8")
+
+        first = e(op.dequantize(e(op.quantize(x, *numbers_of(0.1), out_dtype="int8")), *numbers_of(0.1)))
+        pool = e(op.nn.max_pool2d(first, (size, size), (2, 2), (pad, pad), **attrs))
+        return [e(op.dequantize(e(op.quantize(pool, *numbers_of(second), out_dtype="int8")), *numbers_of(second)))]
+
+    return run_steps(relax_state({"x": (1, 5, 9, 9)}, {}, body), "simplify", "whole_numbers")
+
+
+def expected(x, pad: int, second: float):
+    stored = np.clip(np.rint(x / np.float32(0.1)) - 3, -128, 127)
+    real = np.float32(0.1) * (stored + 3).astype(np.float32)
+    padded = np.pad(real, ((0, 0), (0, 0), (pad, pad), (pad, pad)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::2, ::2]
+    again = np.clip(np.rint(windows.max((4, 5)) / np.float32(second)) - 3, -128, 127)
+    return np.float32(second) * (again + 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("second", [0.1, 0.23])
+def test_cases_5_and_6_a_maximum_is_that_of_the_stored_numbers(tmp_path, pad, second):
+    state = pooled(pad, second)
+    assert dtype_of(calls(state, "nn.max_pool2d")[0]) == "int8"
+    assert ops(state).count("quantize") == (1 if second == 0.1 else 2)
+    x = normal((1, 5, 9, 9)) * 6
+    found = numbers(state, [x], tmp_path)[0]
+    np.testing.assert_allclose(found, expected(x, pad, second), rtol=1e-6)
+
+
+def test_case_5_a_window_that_may_hold_padding_alone_stays_as_it_is():
+    for state in (pooled(1, 0.1, size=1), pooled(1, 0.1, ceil_mode=True)):
+        assert dtype_of(calls(state, "nn.max_pool2d")[0]) == "float32"

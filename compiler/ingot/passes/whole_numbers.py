@@ -28,12 +28,17 @@ def whole_numbers(state: State) -> State:
     What only moves stored values of 8 bits moves them before they are converted, and they stay so in the artifact:
     Case 3: permute_dims(dequantize(p, t, v)) of a constant p is dequantize(permute_dims(p), t, v).
     Case 4: take(dequantize(p, t, v), i) is dequantize(take(p, i), t, v) where t and v are one number each (embeddings).
+    Case 5: max_pool2d(dequantize(q, s, z)) is dequantize(max_pool2d(q), s, z): a larger q is a larger number. Padding
+            is the least q, and loses as minus infinity does, where every window holds an input.
+    Case 6: quantize(dequantize(q, s, z), s, z) is q.
     """
     table: dict[str, Visit] = {
         "relax.nn.conv2d": _linear,
         "relax.matmul": _linear,
         "relax.permute_dims": _permuted,
         "relax.take": _taken,
+        "relax.nn.max_pool2d": _pool,
+        "relax.quantize": _quantized_again,
     }
     return rewrite(state, table)
 
@@ -102,6 +107,35 @@ def _taken(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN4
         return None
     taken = rewriter.emit(rebuild(call, [operand, args[1]]))
     return relax.op.dequantize(taken, scale, zero_point, axis=0, out_dtype=dtype_of(dequantize))
+
+
+def _pool(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+    """Case 5."""
+    value = rewriter.value_of(args[0])
+    if not is_quantized(rewriter, args[0]) or bool(call.attrs.ceil_mode):
+        return None
+    scale = rewriter.weight(value.args[1])
+    edges, window = (tuple(int(v) for v in item) for item in (call.attrs.padding, call.attrs.pool_size))
+    steps = tuple(int(v) for v in call.attrs.dilation)
+    # A window that begins or ends in the image holds an input, and so does one that steps over no row or column.
+    held = all(max(edges[axis::2]) < window[axis] and steps[axis] == 1 for axis in (0, 1))
+    if scale is None or float(scale.reshape(-1)[0]) <= 0 or not held:
+        return None
+    whole = rewriter.emit(rebuild(call, [value.args[0]]))
+    return relax.op.dequantize(whole, value.args[1], value.args[2], axis=int(value.attrs.axis), out_dtype="float32")
+
+
+def _quantized_again(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+    """Case 6."""
+    value = rewriter.value_of(args[0])
+    if not is_quantized(rewriter, args[0]) or dtype_of(value.args[0]) != dtype_of(call):
+        return None
+    numbers = [rewriter.weight(expr) for expr in (*value.args[1:], *args[1:])]
+    same = all(
+        a is not None and b is not None and np.array_equal(a.reshape(-1), b.reshape(-1))
+        for a, b in zip(numbers[:2], numbers[2:], strict=True)
+    )
+    return value.args[0] if same else None
 
 
 def _output_axis(call: Any, ndim: int) -> int:  # noqa: ANN401

@@ -297,9 +297,7 @@ def _shift(convert: Dequantize, kind: str) -> int:
     return 128 if kind == "uint8" else -128
 
 
-def correction(
-    weight: np.ndarray, convert: Dequantize, choice: Choice | conv2d_amx.Choice, bias: np.ndarray | None = None
-) -> np.ndarray:
+def correction(weight: np.ndarray, convert: Dequantize, choice: Chosen, bias: np.ndarray | None = None) -> np.ndarray:
     """Return the constant of each output channel: bias - z sum w, int32 [CO], z as the chosen instruction sees it.
 
     Sums of a `Dot` start from it, those of all channels that its blocks hold: it is padded with zeros.
