@@ -25,8 +25,11 @@ from quantize.models import small_samples, sqnr
 SPREAD = np.geomspace(0.02, 2, 16).astype(np.float32)
 
 
-def uneven_net(path: Path) -> Path:
-    """conv, clip, depthwise, relu, conv, norm, two matrix products: channels of very different ranges between them."""
+def uneven_net(path: Path, first: str = "clip") -> Path:
+    """conv, clip, depthwise, relu, conv, norm, two matrix products: channels of very different ranges between them.
+
+    With "silu" as first, that stands for clip.
+    """
     random = np.random.default_rng(0)
 
     def weight(*shape: int) -> np.ndarray:
@@ -48,7 +51,11 @@ def uneven_net(path: Path) -> Path:
     node = helper.make_node
     nodes = [
         node("Conv", ["x", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1], strides=[2, 2]),
-        node("Clip", ["c1", "low", "high"], ["r1"]),
+        *(
+            [node("Clip", ["c1", "low", "high"], ["r1"])]
+            if first == "clip"
+            else [node("Sigmoid", ["c1"], ["s1"]), node("Mul", ["c1", "s1"], ["r1"])]
+        ),
         node("Conv", ["r1", "w2"], ["c2"], pads=[1, 1, 1, 1], group=16),
         node("Relu", ["c2"], ["r2"]),
         node("Conv", ["r2", "w3"], ["c3"]),
@@ -62,9 +69,9 @@ def uneven_net(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return uneven_net(tmp_path_factory.mktemp("uneven") / "net.onnx")
+@pytest.fixture(scope="module", params=["clip", "silu"])
+def net(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    return uneven_net(tmp_path_factory.mktemp("uneven") / "net.onnx", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,10 @@ def test_which_tensors_can_be_divided(graph: Graph) -> None:
     pairs = pairs_of(graph)
     assert [[layer.kind for layer in pair.readers] for pair in pairs] == [["depthwise"], ["conv2d"], ["matmul"] * 2]
     makers = [op_name(graph.value[pair.path[-1]]).removeprefix("relax.") for pair in pairs]
-    assert makers[:2] == ["nn.conv2d", "nn.conv2d"] and makers[2] in ("nn.layer_norm", "multiply")
+    silu = pairs[0].multiplied
+    assert makers[0] == ("multiply" if silu else "nn.conv2d") and makers[1] == "nn.conv2d"
+    assert makers[2] in ("nn.layer_norm", "multiply") and not any(pair.multiplied for pair in pairs[1:])
+    assert silu == any(op_name(value) == "relax.sigmoid" for value in graph.value.values())
 
 
 def test_the_divided_model_computes_the_same(graph: Graph, tmp_path: Path) -> None:
@@ -114,7 +124,8 @@ def test_the_estimate_follows_the_ranges(graph: Graph) -> None:
     assert scales[3] == 1, "a channel that is always 0 stays"
 
 
-def test_uneven_channels_gain_and_the_report_says_so(net: Path, tmp_path: Path) -> None:
+def test_uneven_channels_gain_and_the_report_says_so(tmp_path: Path) -> None:
+    net = uneven_net(tmp_path / "net.onnx", "silu")
     artifact = ingot.compile(
         net, precision="int8", calibrate={"x": small_samples(32)}, calibrator="minmax", selftest=False
     )

@@ -5,6 +5,8 @@ weights are multiplied by s: the float model computes the same. What is stored i
 equal ranges, and the readers' weights less equal ones. That is cross-layer equalisation (Nagel et al. 2019,
 arXiv:1906.04721, section 4.1) where a convolution makes X, and SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) where a
 norm does. Between X and its maker may be functions f with f(x / s) = f(x) / s for s > 0, sums with constants, and clip.
+Where another function of a layer's result comes first, such as SiLU, its values are multiplied by 1 / s: they are in
+float registers there, on their way to 8 bits.
 """
 
 from __future__ import annotations
@@ -41,13 +43,15 @@ class Pair:
     """A tensor and the layers around it.
 
     data: X, of whose dimension `axis` the channels are. readers: the layers that read it, all of its readers. path: the
-    variables from X back to what absorbs the division, each read by the one before it alone.
+    variables from X back to what absorbs the division, each read by the one before it alone. multiplied: whether
+    nothing absorbs it, so that the last of the path is multiplied by its own.
     """
 
     data: Expr
     axis: int
     readers: tuple[Layer, ...]
     path: tuple[Expr, ...]
+    multiplied: bool = False
 
 
 def pairs_of(graph: Graph) -> list[Pair]:
@@ -61,38 +65,46 @@ def pairs_of(graph: Graph) -> list[Pair]:
         if len(layers) < len(readers) or len(axes) != 1 or data in outputs:
             continue
         (axis,) = axes
-        path = _path(graph, data, axis, outputs)
+        path, multiplied = _path(graph, data, axis, outputs)
         if path:
-            found.append(Pair(data, axis, tuple(layers), path))
+            found.append(Pair(data, axis, tuple(layers), path, multiplied))
     return found
 
 
-def _path(graph: Graph, data: Expr, axis: int, outputs: set[Expr]) -> tuple[Expr, ...]:
-    """Return the variables from a tensor back to what absorbs a division of its channels; () if nothing does."""
+def _path(graph: Graph, data: Expr, axis: int, outputs: set[Expr]) -> tuple[tuple[Expr, ...], bool]:
+    """Return the variables from a tensor back to what absorbs a division of its channels; () if nothing does.
+
+    And whether the last of them is multiplied instead: a function of a layer's result that does not commute.
+    """
     path, var = [data], data
     while True:
         call: Expr = graph.value.get(var)
         name = op_name(call)
         if var is not data and (len(graph.readers.get(var, [])) != 1 or var in outputs):
-            return ()
+            return (), False
         if var in graph.layer_of:
-            return tuple(path) if graph.layer_of[var].channel_axis == axis else ()
+            return (tuple(path) if graph.layer_of[var].channel_axis == axis else ()), False
         if name == "relax.nn.layer_norm":
             constants = all(graph.constant(arg) is not None for arg in call.args[1:])
             only_last = [int(a) % len(shape_of(var)) for a in call.attrs.axes] == [axis] == [len(shape_of(var)) - 1]
-            return tuple(path) if constants and only_last else ()
+            return (tuple(path) if constants and only_last else ()), False
         if name in ("relax.add", "relax.multiply"):
             if not _by_vector(graph, call, axis):
-                return ()
+                return _multiplied(graph, path)
             if name == "relax.multiply":
-                return tuple(path)
+                return tuple(path), False
         elif name not in _HOMOGENEOUS and name != "relax.clip":
-            return ()
+            return _multiplied(graph, path)
         reads = graph.reads(call)
         if len(reads) != 1 or len(shape_of(reads[0])) != len(shape_of(var)):
-            return ()
+            return (), False
         var = reads[0]
         path.append(var)
+
+
+def _multiplied(graph: Graph, path: list[Expr]) -> tuple[tuple[Expr, ...], bool]:
+    """Return a path whose last variable is multiplied, if that happens in the registers of a layer."""
+    return (tuple(path), True) if graph.root.get(path[-1]) in graph.layer_of else ((), False)
 
 
 def _by_vector(graph: Graph, call: Expr, axis: int) -> bool:
@@ -165,9 +177,12 @@ def noise_of(pair: Pair, seen: ChannelStatistics, scales: Array) -> float:
 def balanced(graph: Graph, scales: Sequence[tuple[Pair, Array]]) -> State:
     """Return the program with each pair's tensor divided by its scales; it computes the same."""
     divided: dict[Expr, tuple[Array, int]] = {}  # variable on a path -> scales, the dimension of channels
+    multiplied: set[Expr] = set()
     weights: dict[Expr, list[Array]] = {}  # layer's variable -> factors of its weights, in their layout
     for pair, vector in scales:
         divided.update(dict.fromkeys(pair.path, (vector, pair.axis)))
+        if pair.multiplied:
+            multiplied.add(pair.path[-1])
         for layer in pair.readers:
             letter = "O" if layer.kind == "depthwise" else "I"
             weights.setdefault(layer.var, []).append(_along(vector, layer.layout, letter))
@@ -187,6 +202,10 @@ def balanced(graph: Graph, scales: Sequence[tuple[Pair, Array]]) -> State:
                 return rebuild(call, [args[0], rewriter.add_weight(name, (value * factor).astype(np.float32))])
         if var not in divided:
             return None
+        if var in multiplied:
+            vector, axis = divided[var]
+            factor = rewriter.constant((1 / _at(vector, axis, len(shape_of(call)))).astype(np.float32), "balanced")
+            return relax.op.multiply(rewriter.emit(rebuild(call, args)), factor)
         return _divided(rewriter, call, args, *divided[var])
 
     return Rewriter(graph.state, visit).run()
@@ -194,17 +213,20 @@ def balanced(graph: Graph, scales: Sequence[tuple[Pair, Array]]) -> State:
 
 def _along(vector: Array, layout: str, letter: str) -> Array:
     """Return a vector in the shape in which it multiplies weights along one of their dimensions."""
-    shape = [1] * len(layout)
-    shape[layout.index(letter)] = vector.size
+    return _at(vector, layout.index(letter), len(layout))
+
+
+def _at(vector: Array, axis: int, rank: int) -> Array:
+    """Return a vector as an array of `rank` dimensions, along one of them."""
+    shape = [1] * rank
+    shape[axis] = vector.size
     return vector.reshape(shape)
 
 
 def _divided(rewriter: Rewriter, call: Expr, args: list[Expr], vector: Array, axis: int) -> Expr | None:
     """Return one call of a path on an operand that is divided, or, at its end, with a result that is."""
-    name, rank = op_name(call), len(shape_of(call))
-    shape = [1] * rank
-    shape[axis] = vector.size
-    wide = vector.reshape(shape)
+    name = op_name(call)
+    wide = _at(vector, axis, len(shape_of(call)))
     if name == "relax.clip":
         bounds = [np.float32(bound.value) / wide for bound in call.args[1:]]
         low, high = (rewriter.constant(bound.astype(np.float32), "bound") for bound in bounds)

@@ -68,7 +68,11 @@ def take(layer: Layer, data: Array, count: int, random: np.random.Generator) -> 
 
 
 class Moments:
-    """Sums over patches x (float) and q (as stored): of x, q, q q^T; per channel for depthwise layers."""
+    """Sums over patches x (float) and q (as stored): of x, q, (q - c)(q - c)^T; per channel for depthwise layers.
+
+    c is the mean of the first patches: where values lie far from 0 and close together, products of the values
+    themselves would leave nothing but rounding of the covariance.
+    """
 
     def __init__(self, layer: Layer) -> None:
         rows = as_rows(layer)
@@ -79,21 +83,28 @@ class Moments:
         self.x = np.zeros((*lead, size))
         self.q = np.zeros((*lead, size))
         self.squares = np.zeros((*lead, size, size)) if size <= LONGEST else None
+        self.centre: Array = np.zeros((*lead, size), np.float32)
 
     def add(self, x: Array, q: Array) -> None:
         """Add patches of `take` and what is stored of them."""
+        if not self.count:
+            self.centre = q.mean(0, dtype=np.float64).astype(np.float32)
         self.count += len(x)
         self.x += x.sum(0, dtype=np.float64)
         self.q += q.sum(0, dtype=np.float64)
         if self.squares is None:
             return
-        self.squares += np.einsum("nck,ncl->ckl", q, q, optimize=True) if self.depthwise else q.T @ q
+        around = q - self.centre
+        if self.depthwise:
+            self.squares += np.einsum("nck,ncl->ckl", around, around, optimize=True)
+        else:
+            self.squares += around.T @ around
 
     def covariance(self) -> Array | None:
         """Return the covariance of q, [K, K] or [channels, K, K]; None where it was not collected."""
         if self.squares is None or not self.count:
             return None
-        mean = self.q / self.count
+        mean = self.q / self.count - self.centre
         outer = mean[..., :, None] * mean[..., None, :]
         result: Array = self.squares / self.count - outer
         return result
