@@ -7,7 +7,7 @@ import pytest
 from tvm import relax
 
 from ingot.passes.invariants import check
-from ingot.passes.rewriter import bindings_of, dtype_of
+from ingot.passes.rewriter import bindings_of, dtype_of, shape_of
 from passes.build import close, finish, kernel_functions, normal, numbers, ops, relax_state, run_steps
 
 op = relax.op
@@ -50,6 +50,34 @@ def test_a_residual_add_joins_the_convolution(tmp_path, side):
     assert ops(state) == ["call_tir"]
     x, r = normal(X), normal(X, 5)
     close(numbers(state, [x, r], tmp_path, "lower")[0], np.clip(conv(x, W) + r, 0, 6))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_gate_is_computed_once_not_once_a_pixel(tmp_path, side):
+    def body(e, x, w, b):
+        mean = e(op.mean(x, axis=[1, 2], keepdims=True))
+        gate = e(op.clip(e(op.add(e(op.nn.conv2d(mean, w, **LAYOUT)), b)), 0, 1))
+        return [e(op.multiply(x, gate) if side == "left" else op.multiply(gate, x))]
+
+    state = fused({"x": X}, {"w": W, "b": B}, body)
+    assert ops(state) == ["call_tir"] * 3
+    shapes = [shape_of(call.var) for call in bindings_of(state.module["main"])[:3]]
+    assert [shape for shape in shapes if shape == X] == [X]
+    x = normal(X)
+    gate = np.clip(conv(x.mean((1, 2), keepdims=True), W) + B, 0, 1)
+    close(numbers(state, [x], tmp_path, "lower")[0], x * gate)
+
+
+def test_a_function_of_a_row_is_computed_once_and_a_cheap_operand_where_it_is_read(tmp_path):
+    def body(e, x, r):
+        return [e(op.multiply(x, e(op.tanh(r)))), e(op.multiply(x, e(op.negative(r))))]
+
+    state = fused({"x": X, "r": (16,)}, {}, body)
+    assert ops(state) == ["call_tir"] * 3
+    x, r = normal(X), normal((16,), 5)
+    found = numbers(state, [x, r], tmp_path, "lower")
+    close(found[0], x * np.tanh(r))
+    close(found[1], x * -r)
 
 
 def test_two_convolutions_are_two_kernels(tmp_path):

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tvm
 from tvm import relax
 
 from ingot.passes.definitions import DEFINITIONS
-from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, prune, rebuild, rewrite, uses_of
+from ingot.passes.picks import ELEMENTWISE
+from ingot.passes.rewriter import (
+    Rewriter,
+    bindings_of,
+    dtype_of,
+    is_tensor,
+    op_name,
+    prune,
+    rebuild,
+    rewrite,
+    shape_of,
+    uses_of,
+)
 from ingot.passes.state import State
-from ingot.passes.template_call import INJECTIVE
+from ingot.passes.template_call import INJECTIVE, OUT_ELEMENTWISE_FUSABLE
 
 # A reshape moves no data: the memory plan gives both names the same bytes.
 _VIEWS = ["relax.reshape"]
@@ -18,13 +31,40 @@ _DEQUANTIZE = "relax.dequantize"
 #: An operator that does nothing and that nothing is fused with.
 _BARRIER = "relax.builtin.stop_lift_params"
 _BYTES = ("int8", "uint8")
+#: Operators that read a smaller operand's elements several times.
+_BROADCASTING = ELEMENTWISE | {
+    "relax.broadcast_to",
+    "relax.equal",
+    "relax.greater",
+    "relax.greater_equal",
+    "relax.less",
+    "relax.less_equal",
+    "relax.where",
+}
+#: Polynomials of many terms, which are computed once, however often they are read.
+_COSTLY = frozenset(
+    (
+        "relax.cos",
+        "relax.erf",
+        "relax.exp",
+        "relax.log",
+        "relax.nn.gelu",
+        "relax.nn.gelu_tanh",
+        "relax.nn.silu",
+        "relax.power",
+        "relax.sigmoid",
+        "relax.sin",
+        "relax.tanh",
+    )
+)
 _SUMS = ("relax.add", "relax.subtract", "relax.multiply")
 
 
 def fuse(state: State) -> State:
     """Give every remaining operator its loop nest, and group neighbours into one kernel each.
 
-    Step 1: dequantize is copied to each of its readers; a barrier keeps the first of two sums' bytes in memory.
+    Step 1: dequantize is copied to each of its readers; a barrier keeps the first of two sums' bytes in memory,
+    and what a template computes where it is broadcast.
     Step 2: all other operators are legalised and fused, so that a kernel ends with quantize.
     Step 3: dequantize is legalised and fused with the kernel that reads it: integers, not floats, lie in memory.
     Step 4: the barriers go.
@@ -32,6 +72,7 @@ def fuse(state: State) -> State:
     """
     state = rewrite(state, _copy_dequantize())
     state = rewrite(state, _put_barriers(state))
+    state = rewrite(state, _compute_once(state))
     state = _fused(_fused(state, skip=[*_VIEWS, _DEQUANTIZE]), skip=_VIEWS)
     return rewrite(state, lambda _, call, args: args[0] if op_name(call) == _BARRIER else None)
 
@@ -95,6 +136,52 @@ def _put_barriers(state: State) -> Any:  # noqa: ANN401 - a visitor
         return rebuild(call, [rewriter.emit(relax.op.builtin.stop_lift_params(args[0]))])
 
     return visit
+
+
+def _compute_once(state: State) -> Any:  # noqa: ANN401 - a visitor
+    """Step 1: return a visitor that puts a barrier where the result of a template or of a costly function is broadcast.
+
+    FuseOps would compute it again for each element that reads it: a gate of one weight a channel (squeeze and
+    excitation) once a pixel. A bias or another cheap operand may still be computed in the kernel that reads it.
+    """
+
+    templates = {
+        gvar
+        for gvar, function in state.module.functions.items()
+        if dict(function.attrs or {}).get("op_pattern") == OUT_ELEMENTWISE_FUSABLE
+    }
+
+    def small(expr: Any, like: Any) -> bool:  # noqa: ANN401
+        return isinstance(expr, relax.Var) and is_tensor(expr) and 2 * _size(expr) <= _size(like)
+
+    def costly(rewriter: Rewriter, expr: Any) -> bool:  # noqa: ANN401
+        seen, left = set(), [expr]
+        while left:
+            value = rewriter.value_of(left.pop())
+            name = op_name(value)
+            if name in _COSTLY or (name == "relax.call_tir" and value.args[0] in templates):
+                return True
+            if name in _BROADCASTING:
+                left += [arg for arg in value.args if isinstance(arg, relax.Var) and arg not in seen]
+                seen.update(left)
+        return False
+
+    def visit(rewriter: Rewriter, call: Any, args: list[Any]) -> Any:  # noqa: ANN401
+        if op_name(call) not in _BROADCASTING:
+            return None
+        chosen = [small(arg, call) and costly(rewriter, arg) for arg in args]
+        if not any(chosen):
+            return None
+        kept = [
+            rewriter.emit(relax.op.builtin.stop_lift_params(a)) if c else a for a, c in zip(args, chosen, strict=True)
+        ]
+        return rebuild(call, kept)
+
+    return visit
+
+
+def _size(expr: Any) -> int:  # noqa: ANN401
+    return math.prod(shape_of(expr))
 
 
 @tvm.transform.module_pass(opt_level=0, name="ingot.DequantizeGoesForward")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
