@@ -107,7 +107,8 @@ def test_nothing_may_be_lost_at_all(net: Path, tmp_path: Path) -> None:
 
 
 def test_weights_and_sums_are_integers(net: Path) -> None:
-    text = relax_after(net, "whole_numbers", precision="int8", calibrate={"x": small_samples(8)})
+    board = "raspberry-pi-5"  # it gains by 8 bits in every layer
+    text = relax_after(net, "whole_numbers", target=board, precision="int8", calibrate={"x": small_samples(8)})
     assert text.count('dtype="int8"') >= 5
     assert "w3_int8" in text or "w3_balanced_int8" in text
 

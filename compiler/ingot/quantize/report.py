@@ -16,7 +16,7 @@ class LayerReport:
     decision:   "int8" or another format of weights, or "float32". reason: why, in words.
     sqnr_db:    signal to quantisation noise of the layer's own result, estimated from its inputs' second moments.
     speed:      estimated time of the integer kernel over that of the float one on the target; None where both do the
-                same arithmetic (depthwise layers read a quarter of the bytes).
+                same arithmetic (depthwise layers of ARM read a quarter of the bytes).
     range:      what the layer's input may hold before it saturates.
     """
 

@@ -21,6 +21,8 @@ from ingot.target import Target
 WINDOW = "ingot.window"
 #: Accumulators of a tile of one vector in half of 16 registers.
 _WIDEST = 8
+#: What a multiply-add or a load takes, in multiply-adds of which nothing else is between.
+_INSTRUCTION = 0.55
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,13 @@ def configs(workload: DepthwiseWorkload, target: Target) -> list[DepthwiseConfig
             if pixels * vectors + vectors + 1 <= regs.count:
                 found.append(DepthwiseConfig(pixels=pixels, block=widest * vectors, lanes=widest))
     return found
+
+
+def cost(workload: DepthwiseWorkload, config: DepthwiseConfig, target: Target) -> float:
+    """Return the estimated cycles of one core, in the unit of `conv2d.cost`."""
+    w = workload
+    rows = w.batch * w.out_height * ceil_div(w.channels, registers(target).lanes)
+    return rows * _row_cost(w, config.pixels) * _INSTRUCTION
 
 
 def pack_weight(weight: np.ndarray) -> np.ndarray:
