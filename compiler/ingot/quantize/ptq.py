@@ -17,6 +17,7 @@ from ingot.quantize.observe import Build, Observer, Samples, Tick, run_on
 from ingot.quantize.prepare import prepare, unquantized
 from ingot.quantize.report import LayerReport, Report
 from ingot.quantize.search import accuracy, decibels, fewest, layer_noise, relative_error
+from ingot.quantize.sensitivity import Sensitivity, cost_most
 from ingot.quantize.speed import estimate
 from ingot.quantize.weights import QuantizedWeights, quantize_layer
 from ingot.schedules.conv2d_int8 import preferred_activation
@@ -27,6 +28,9 @@ from ingot.target import Target
 AUTO, CHOSEN = "auto", "mse"
 #: Samples on which whole models are compared, at most.
 _COMPARED = 100
+#: An error of the outputs over their size that no layer need stay in float for (30 dB), and the share of a larger one
+#: that must be left if some do.
+_ENOUGH, _LEFT = 10**-1.5, 0.9
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Options:
 
     calibrator: a name of `calibrators.CALIBRATORS`, or "auto".
     max_drop:   with labels, the accuracy on the samples that may be lost (0.01 is one point); without, the error of the
-                outputs over their size. None: every layer that is faster is quantised.
+                outputs over their size. None: every layer that is faster is quantised, but for a few small ones that
+                cost the outputs most.
     labels:     the right class of each sample.
     """
 
@@ -114,6 +119,7 @@ def quantize(
     Case 1: a layer whose integer kernel is not estimated faster on the target stays in float (`speed`).
     Case 2: scale moves between layers (`balance`) if that lowers the error of the outputs on the samples.
     Case 3: with a limit, the noisiest layers stay in float, as few as keep the whole model within it (`search`).
+    Case 4: without, where the outputs' error is large, a few small layers that cause most of it do (`sensitivity`).
     Raises OptionError for options that cannot be, and for a model that is quantised already.
     """
     check(options)
@@ -127,18 +133,21 @@ def quantize(
         instead = other.candidate(best.calibrator, compared)
         if instead.error < best.error:
             plan, best, pairs = other, instead, found
+    small: frozenset[str] = frozenset()
     harmful: frozenset[str] = frozenset()
-    if options.max_drop is not None:
+    if options.max_drop is None:
+        small = _small_and_harmful(plan, best, compared, samples, build)
+    else:
         limit = options.max_drop
         order = sorted(best.weights, key=lambda name: -best.noise[name])
         harmful = fewest(order, lambda names: compared.drop(plan.model(best, names)) <= limit)
         if len(harmful) == len(order):  # the float model as it was, to the last bit
             (plan, best), pairs = plain, 0
             harmful = frozenset(best.weights)
-    done = plan.model(best, harmful)
-    left = [name for name in plan.graph.layers if name in best.weights and name not in harmful]
+    done = plan.model(best, harmful | small)
+    left = [name for name in plan.graph.layers if name in best.weights and name not in harmful | small]
     report = Report(
-        layers=tuple(_layer_reports(plan, best, harmful)),
+        layers=tuple(_layer_reports(plan, best, harmful, small)),
         calibrator=best.calibrator,
         samples=len(samples),
         output_sqnr_db=decibels(compared.error(done) ** 2),
@@ -149,7 +158,21 @@ def quantize(
         balanced=pairs,
         gained_db=round(decibels(best.error**2) - decibels(plain[1].error ** 2), 2),
     )
-    return replace(done, notices=(*done.notices, *_notices(plan.graph, plan.slow, harmful, left))), report
+    return replace(done, notices=(*done.notices, *_notices(plan.graph, plan.slow, harmful, small, left))), report
+
+
+def _small_and_harmful(
+    plan: _Plan, best: _Candidate, compared: _Compared, samples: Samples, build: Build
+) -> frozenset[str]:
+    """Return the layers of case 4: none, if the outputs do not gain by it."""
+    if best.error <= _ENOUGH:
+        return frozenset()
+    seen = Sensitivity(plan.graph, plan.placement, best.affine, samples, build)
+    # There weights and means are what they were in float, so that errors differ from the model's by a factor.
+    enough = _ENOUGH * seen.error(plan.placement.stored) / best.error
+    names = cost_most(plan.graph, plan.slow, seen.error, enough)
+    gains = bool(names) and compared.error(plan.model(best, names)) < _LEFT * best.error
+    return names if gains else frozenset()
 
 
 class _Compared:
@@ -184,7 +207,7 @@ class _Compared:
         return max(0.0, accuracy(self.reference, self.labels) - accuracy(self.outputs(model), self.labels))
 
 
-def _layer_reports(plan: _Plan, best: _Candidate, harmful: frozenset[str]) -> list[LayerReport]:
+def _layer_reports(plan: _Plan, best: _Candidate, harmful: frozenset[str], small: frozenset[str]) -> list[LayerReport]:
     reports = []
     for layer in plan.graph.layers.values():
         cost = plan.estimates[layer.name]
@@ -193,6 +216,8 @@ def _layer_reports(plan: _Plan, best: _Candidate, harmful: frozenset[str]) -> li
             decision, reason = "float32", "int8 is not estimated faster on this target"
         elif layer.name in harmful:
             decision, reason = "float32", "among the noisiest layers: the limit needs it"
+        elif layer.name in small:
+            decision, reason = "float32", "small, and costs the outputs most"
         numbers = best.affine.get(layer.data)
         reports.append(
             LayerReport(
@@ -209,7 +234,9 @@ def _layer_reports(plan: _Plan, best: _Candidate, harmful: frozenset[str]) -> li
     return reports
 
 
-def _notices(graph: Graph, slow: frozenset[str], harmful: frozenset[str], left: list[str]) -> list[str]:
+def _notices(
+    graph: Graph, slow: frozenset[str], harmful: frozenset[str], small: frozenset[str], left: list[str]
+) -> list[str]:
     """Return what the user should know about layers that stay in float."""
     found = []
     if not graph.layers:
@@ -218,6 +245,8 @@ def _notices(graph: Graph, slow: frozenset[str], harmful: frozenset[str], left: 
         found.append(f"{len(slow)} of {len(graph.layers)} layers stay in float: int8 is not estimated faster there")
     if harmful:
         found.append(f"{len(harmful)} of {len(graph.layers)} layers stay in float to hold the limit")
+    if small:
+        found.append(f"{len(small)} of {len(graph.layers)} layers stay in float: small, and they cost the outputs most")
     if not left:
         found.append("no layer is quantised")
     return found
