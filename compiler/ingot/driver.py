@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -102,7 +103,7 @@ def compile(
     from ingot.packager.artifact import package
     from ingot.packager.buckets import join, spread
     from ingot.packager.pad import with_padding
-    from ingot.packager.selftest import build_selftest
+    from ingot.packager.selftest import Reference, build_selftest
     from ingot.passes.pipeline import run
     from ingot.passes.state import State
 
@@ -136,31 +137,41 @@ def compile(
     imported = models[-1]
     notices: list[str] = []
     programs: list[Program] = []
-    for number, model in enumerate(models):
-        # Kernels of the smaller buckets need names of their own.
-        mine = replace(model, name=f"{model.name}_bucket{number}") if model is not imported else model
-        last = _Reporter(None) if mine is not model else report
-        planned = State(mine.module, mine.weights, mine, board, picks=measured, precision=precision)
-        planned = run(planned, print_ir_after=print_ir_after, show=show_ir, progress=last)
-        last("generate_code")
-        programs.append(_generate(planned))
-        notices += (notice for notice in (*model.notices, *planned.notices) if notice not in notices)
-    program = join(programs, models)
-    if pad:
-        if sizes is not None or keep_going:
-            raise OptionError("padding does not go together with a range of batches or a part of a model", where="pad")
-        program = with_padding(program, models, pad, Path(path))
-    if sizes is not None:
-        program, imported = spread(program, imported, sizes, counts, shared)
-    if measured.counts.skipped:
-        notices.append(f"{measured.counts.skipped} lines of the tuning logs are damaged or foreign, and were skipped")
-    report("selftest")
-    stored = None
-    named = precision if weights is None else f"{precision}+{weights}"
-    if selftest:
-        stored, notice = build_selftest(Path(path), imported, precision=named)
-        if notice:
-            notices.append(notice)
+    with ExitStack() as beside:
+        reference = None
+        if selftest and sizes is None:  # the interpreter works while this process compiles
+            reference = beside.enter_context(closing(Reference(Path(path), imported)))
+        for number, model in enumerate(models):
+            # Kernels of the smaller buckets need names of their own.
+            mine = replace(model, name=f"{model.name}_bucket{number}") if model is not imported else model
+            last = _Reporter(None) if mine is not model else report
+            planned = State(mine.module, mine.weights, mine, board, picks=measured, precision=precision)
+            planned = run(planned, print_ir_after=print_ir_after, show=show_ir, progress=last)
+            last("generate_code")
+            programs.append(_generate(planned))
+            notices += (notice for notice in (*model.notices, *planned.notices) if notice not in notices)
+        program = join(programs, models)
+        if pad:
+            if sizes is not None or keep_going:
+                raise OptionError(
+                    "padding does not go together with a range of batches or a part of a model", where="pad"
+                )
+            program = with_padding(program, models, pad, Path(path))
+        if sizes is not None:
+            program, imported = spread(program, imported, sizes, counts, shared)
+        if measured.counts.skipped:
+            notices.append(
+                f"{measured.counts.skipped} lines of the tuning logs are damaged or foreign, and were skipped"
+            )
+        report("selftest")
+        stored = None
+        named = precision if weights is None else f"{precision}+{weights}"
+        if selftest:
+            if reference is None:
+                reference = beside.enter_context(closing(Reference(Path(path), imported)))
+            stored, notice = build_selftest(reference, imported, precision=named)
+            if notice:
+                notices.append(notice)
     half = None
     report("measure_error")
     if precision in HALF_PRECISIONS:

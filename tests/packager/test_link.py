@@ -187,6 +187,24 @@ def test_kernels_may_call_math_memory_and_compiler_helpers() -> None:
         check_kernels([data], ["ingot_demo_k"], load_target(target).elf_machine)
 
 
+@pytest.mark.parametrize(("divisor", "helpers"), [("e", False), ("(float)((__int128)p[1] / e)", True)])
+def test_the_library_of_compiler_helpers_is_built_only_where_it_is_needed(
+    divisor: str, helpers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes zig seconds, on the first compilation on a machine."""
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(tmp_path))
+    program, imported, board, selftest = handmade("raspberry-pi-4")
+    extra = compile_c(
+        f"#include <stdint.h>\nvoid ingot_demo_x(float *p, int32_t e) {{ *p /= {divisor}; (void)e; }}\n",
+        board.zig_triple,
+        board.baseline(),
+    )
+    program = replace(program, objects=(*program.objects, extra))
+    package(program, imported, board, precision="fp32", selftest=selftest)
+    assert bool(list(tmp_path.rglob("libcompiler_rt.a"))) == helpers
+    assert not list(tmp_path.rglob("libubsan_rt.a"))
+
+
 @pytest.mark.parametrize("name", ["malloc", "puts", "__TVMFuncCall", "TVMBackendAllocWorkspace", "pthread_create"])
 def test_kernels_may_call_nothing_else(name: str) -> None:
     data = kernel_object(f"extern void {name}(float *); {name}(p); (void)b; (void)e;")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,13 @@ import ingot
 from handmade import SEED, handmade
 from ingot.errors import IngotError
 from ingot.frontend.interface import Imported, TensorSpec
+from ingot.packager import apart
 from ingot.packager import selftest as module
 from ingot.packager.artifact import package
 from ingot.packager.metadata import DTYPES, tensor_bytes
 from ingot.packager.selftest import (
     STORED_ELEMENTS,
+    Reference,
     SelfTest,
     SelfTestOutput,
     build_selftest,
@@ -30,6 +34,11 @@ from ingot.packager.selftest import (
 from ingot.program import BufferRef, CopyStep, Program
 
 Load = Callable[..., "ingot.Model"]
+
+
+def selftest_of(path: Path, imported: Imported) -> tuple[SelfTest | None, str | None]:
+    with closing(Reference(path, imported)) as reference:
+        return build_selftest(reference, imported, precision="fp32")
 
 
 @pytest.fixture
@@ -185,7 +194,7 @@ Y, Z = TensorSpec("y", "float32", (2, 3)), TensorSpec("z", "int64", (2,))
 
 
 def test_onnx(onnx_model: Path) -> None:
-    built, notice = build_selftest(onnx_model, as_imported((X, K), (Y, Z)), precision="fp32")
+    built, notice = selftest_of(onnx_model, as_imported((X, K), (Y, Z)))
     assert notice is None
     assert built is not None
     feeds = random_inputs((X, K), built.seed)
@@ -219,47 +228,65 @@ def test_onnx_reference_when_onnxruntime_fails(onnx_model: Path, monkeypatch: py
     ],
 )
 def test_disagreement_about_the_outputs(outputs: tuple[TensorSpec, ...], why: str, onnx_model: Path) -> None:
-    built, notice = build_selftest(onnx_model, as_imported((X, K), outputs), precision="fp32")
+    built, notice = selftest_of(onnx_model, as_imported((X, K), outputs))
     assert built is None
     assert why in (notice or "")
 
 
 def test_an_interpreter_that_refuses(onnx_model: Path, tmp_path: Path) -> None:
     wrong = TensorSpec("x", "float32", (2, 4))
-    built, notice = build_selftest(onnx_model, as_imported((wrong, K), (Y, Z)), precision="fp32")
+    built, notice = selftest_of(onnx_model, as_imported((wrong, K), (Y, Z)))
     assert built is None
     assert notice
     assert notice.startswith("the artifact has no selftest: ")
     for data in (b"", b"garbage", b"\0\0\0\0TFL3 but no more"):
         (tmp_path / "bad").write_bytes(data)
-        built, notice = build_selftest(tmp_path / "bad", as_imported((X,), (Y,)), precision="fp32")
+        built, notice = selftest_of(tmp_path / "bad", as_imported((X,), (Y,)))
         assert built is None
         assert notice
-    built, notice = build_selftest(tmp_path / "missing", as_imported((X,), (Y,)), precision="fp32")
+    built, notice = selftest_of(tmp_path / "missing", as_imported((X,), (Y,)))
     assert built is None
     assert "No such file" in (notice or "")
 
 
 @pytest.mark.parametrize(
-    ("result", "why"),
+    ("interpreter", "why"),
     [
-        (subprocess.CompletedProcess([], -11, "", ""), "status -11"),
-        (subprocess.TimeoutExpired("x", 180), "longer than 180 s"),
-        (OSError("no more processes"), "no more processes"),
+        ("echo nonsense >&2; kill -11 $$", "nonsense"),
+        ("kill -11 $$", "status -11"),
+        ("exec sleep 60", "longer than"),
+        (None, "No such file"),
     ],
 )
 def test_a_crash_costs_only_the_selftest(
-    result: object, why: str, onnx_model: Path, monkeypatch: pytest.MonkeyPatch
+    interpreter: str | None, why: str, onnx_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(*_: object, **__: object) -> object:
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    monkeypatch.setattr(subprocess, "run", run)
-    built, notice = build_selftest(onnx_model, as_imported((X, K), (Y, Z)), precision="fp32")
+    _interpreter(interpreter, tmp_path, monkeypatch)
+    monkeypatch.setattr(apart, "TIME_LIMIT_S", 0.5)
+    built, notice = selftest_of(onnx_model, as_imported((X, K), (Y, Z)))
     assert built is None
     assert why in (notice or "")
+
+
+def test_an_interpreter_whose_answer_nobody_wants_is_ended(
+    onnx_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interpreter(f"echo $$ > {tmp_path}/pid; exec sleep 60", tmp_path, monkeypatch)
+    reference = Reference(onnx_model, as_imported((X, K), (Y, Z)))
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        time.sleep(0.01)
+    reference.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def _interpreter(script: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a shell script, or nothing, where Python was."""
+    path = folder / "python"
+    if script is not None:
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    monkeypatch.setattr(apart.sys, "executable", str(path))
 
 
 @pytest.mark.parametrize(
@@ -276,7 +303,7 @@ def test_real_models(path: str, tolerance: float, shared_models: Path) -> None:
     """LiteRT and ONNX Runtime, quantised sources and others."""
     from ingot.frontend import import_model
 
-    built, notice = build_selftest(shared_models / path, import_model(shared_models / path), precision="fp32")
+    built, notice = selftest_of(shared_models / path, import_model(shared_models / path))
     assert notice is None
     assert built is not None
     assert [o.tolerance for o in built.outputs] == [tolerance]

@@ -41,6 +41,7 @@ _COMPILE = (
     "-Wextra",
     "-Werror",
 )
+_PROGRAM = tuple(flag for flag in _COMPILE if flag != "-fPIC")
 _LINK = (
     "-shared",
     "-s",
@@ -128,7 +129,7 @@ def link(sources: Sources, target: Target) -> bytes:
     with _workspace() as folder:
         objects = _compile(sources, target, folder)
         (folder / "exports.map").write_text(f"{{ global: ingot_{sources.name}_api; local: *; }};\n", encoding="ascii")
-        _zig(["cc", *_machine(target), *_LINK, "-o", "model.so", *objects, "-lm", "-lpthread"], folder)
+        _link([*_machine(target), *_LINK, "-o", "model.so"], objects, ["-lm", "-lpthread"], folder)
         library = (folder / "model.so").read_bytes()
     _check_library(library, sources, target)
     return library
@@ -154,8 +155,8 @@ def build_program(main: str, triple: str, cpu: str) -> bytes:
         except OSError as error:
             raise _disk_error(error, folder) from None
         machine = ["-target", triple, f"-mcpu={cpu}"]
-        flags = [flag for flag in _COMPILE if flag != "-fPIC"]
-        _zig(["cc", *machine, *flags, "-s", "-Wl,--build-id=none", "-o", "program", main, "-ldl"], folder)
+        _zig(["cc", *machine, *_PROGRAM, "-c", main, "-o", "main.o"], folder)
+        _link([*machine, "-s", "-Wl,--build-id=none", "-o", "program"], ["main.o"], ["-ldl"], folder)
         return (folder / "program").read_bytes()
 
 
@@ -186,7 +187,8 @@ def build_plugin(source: bytes, triple: str, cpu: str, defines: Sequence[str] = 
         except OSError as error:
             raise _disk_error(error, folder) from None
         machine = ["-target", triple, f"-mcpu={cpu}", *(f"-D{define}" for define in defines)]
-        _zig(["cc", *machine, *_COMPILE, "-shared", "-s", "-Wl,--build-id=none", "-o", "plugin.so", "plugin.c"], folder)
+        _zig(["cc", *machine, *_COMPILE, "-c", "plugin.c", "-o", "plugin.o"], folder)
+        _link([*machine, "-shared", "-s", "-Wl,--build-id=none", "-o", "plugin.so"], ["plugin.o"], [], folder)
         return (folder / "plugin.so").read_bytes()
 
 
@@ -206,9 +208,9 @@ def link_program(
                 (folder / name).write_bytes(data)
         except OSError as error:
             raise _disk_error(error, folder) from None
-        flags = [flag for flag in _COMPILE if flag != "-fPIC"]
-        last = ["-s", "-Wl,--build-id=none", "-Wl,-z,defs", "-o", "program", main, *names, "-lm", "-lpthread"]
-        _zig(["cc", *_machine(target), *flags, *last], folder)
+        _zig(["cc", *_machine(target), *_PROGRAM, "-c", main, "-o", "main.o"], folder)
+        flags = ["-s", "-Wl,--build-id=none", "-Wl,-z,defs", "-o", "program"]
+        _link([*_machine(target), *flags], ["main.o", *names], ["-lm", "-lpthread"], folder)
         try:
             shutil.move(folder / "program", output)
         except OSError as error:
@@ -236,6 +238,17 @@ def _compile(sources: Sources, target: Target, folder: Path) -> list[str]:
     _zig(["cc", *_machine(target), "-c", "weights.S", "-o", "weights.o"], folder)
     _zig(["cc", *_machine(target), *_COMPILE, "-c", "entry.c", "-o", "entry.o"], folder)
     return ["weights.o", "entry.o", *kernels]
+
+
+def _link(flags: Sequence[str], objects: Sequence[str], libraries: Sequence[str], folder: Path) -> None:
+    """Link objects of `folder`.
+
+    Zig builds its library of compiler helpers and that of its sanitizer the first time they are asked for, which takes
+    13 s on a slow machine: neither is asked for without need.
+    """
+    undefined = {name for o in objects for name in Elf((folder / o).read_bytes(), o).undefined()}
+    helpers = [] if any(_COMPILER_HELPER.fullmatch(name) for name in undefined) else ["-rtlib=none"]
+    _zig(["cc", *flags, "-fno-sanitize=undefined", *helpers, *objects, *libraries], folder)
 
 
 def _check_library(library: bytes, sources: Sources, target: Target) -> None:

@@ -7,6 +7,7 @@ whole compiler. It runs in a process of its own: a crash or a hang in it costs t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ingot.packager.apart import TIME_LIMIT_S, ask
+from ingot.packager.apart import TIME_LIMIT_S, Question
 
 if TYPE_CHECKING:
     from ingot.frontend.interface import Imported, TensorSpec
@@ -213,7 +214,8 @@ def interpret(path: Path, inputs: Sequence[TensorSpec], feeds: dict[str, Array])
     """What an independent interpreter in a process of its own answers to these inputs; None if none does."""
     fixed = [{"name": spec.name, "dtype": spec.dtype, "position": i} for i, spec in enumerate(inputs)]
     request = {"path": str(path.absolute()), "inputs": [], "seed": 0, "fixed": fixed, "next": [], "outputs": None}
-    answer = _ask({**request, "runs": 1, "times": 1}, list(feeds.values()))
+    with contextlib.closing(_Inquiry({**request, "runs": 1, "times": 1}, list(feeds.values()))) as inquiry:
+        answer = inquiry.answer()
     return None if isinstance(answer, str) else answer[0]
 
 
@@ -238,28 +240,68 @@ def _tolerance(spec: TensorSpec, precision: str, *, quantized: bool) -> float:
     return max(allowed, _QUANTIZED_SOURCE_TOLERANCE if quantized else 0.0)
 
 
-def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> tuple[SelfTest | None, str | None]:
-    """The selftest of a model, or None and a sentence that says why there is none. Raises nothing."""
-    seed = int(imported.source_sha256[:16] or "0", 16)
-    specs = [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in imported.user_inputs]
-    fed = [s for s in imported.states if s.in_source]
-    kept = [(imported.source_position(s.input), imported.inputs[s.input], s.initial) for s in fed]
-    known = [*kept, *((b.position, b.spec, b.value) for b in imported.bound)]
-    # A second run shows that the first has left what it should; nobody can feed one half of the states by hand.
-    runs = 2 if imported.states and len(fed) in (0, len(imported.states)) else 1
-    answer = _ask(
-        {
+class _Inquiry:
+    """One request to `main`, at work in a process of its own while this one goes on; `close` ends it.
+
+    values: those of the request's `fixed`, in order. Raises nothing: what goes wrong is the answer.
+    """
+
+    def __init__(self, request: dict[str, Any], values: Sequence[Array]) -> None:
+        self._open = contextlib.ExitStack()
+        self._why_not = ""
+        try:
+            folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="ingot-")))
+            answer, fixed = folder / "answer.npz", folder / "fixed.npz"
+            np.savez(fixed, **{f"fixed_{i}": _stored(value) for i, value in enumerate(values)})  # type: ignore[arg-type]
+            self._question = Question("ingot.packager.selftest", request, answer, fixed, answer=answer)
+            self._open.callback(self._question.close)
+        except OSError as error:
+            self._why_not = str(error)
+
+    def answer(self) -> tuple[list[Array], bool] | str:
+        """The outputs and whether the source is quantised, or why there are none. Waits for them."""
+        if self._why_not:
+            return self._why_not
+        try:
+            found = self._question.arrays()
+            return [found[f"output_{i}"] for i in range(len(found) - 1)], bool(found["quantized"])
+        except subprocess.TimeoutExpired:
+            return f"the interpreter took longer than {TIME_LIMIT_S} s"
+        except (OSError, ValueError, KeyError) as error:
+            return str(error)
+
+    def close(self) -> None:
+        """End the process and remove its files."""
+        self._open.close()
+
+
+class Reference(_Inquiry):
+    """What an interpreter of the source answers to the selftest's input: `build_selftest` takes it."""
+
+    def __init__(self, path: str | Path, imported: Imported) -> None:
+        self.seed = int(imported.source_sha256[:16] or "0", 16)
+        specs = [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in imported.user_inputs]
+        fed = [s for s in imported.states if s.in_source]
+        kept = [(imported.source_position(s.input), imported.inputs[s.input], s.initial) for s in fed]
+        known = [*kept, *((b.position, b.spec, b.value) for b in imported.bound)]
+        # A second run shows that the first has left what it should; nobody can feed one half of the states by hand.
+        self.runs = 2 if imported.states and len(fed) in (0, len(imported.states)) else 1
+        request = {
             "path": str(Path(path).absolute()),
             "inputs": specs,
-            "seed": seed,
+            "seed": self.seed,
             "fixed": [{"name": spec.name, "dtype": spec.dtype, "position": place} for place, spec, _ in known],
             "next": [s.output for s in fed],
             "outputs": list(imported.cut.outputs) if imported.cut is not None else None,
-            "runs": runs if fed else 1,
-            "times": 1 if fed else runs,
-        },
-        [value for _, _, value in known],
-    )
+            "runs": self.runs if fed else 1,
+            "times": 1 if fed else self.runs,
+        }
+        super().__init__(request, [value for _, _, value in known])
+
+
+def build_selftest(reference: Reference, imported: Imported, *, precision: str) -> tuple[SelfTest | None, str | None]:
+    """The selftest of a model, or None and a sentence that says why there is none. Raises nothing."""
+    answer = reference.answer()
     if isinstance(answer, str):
         return None, _notice(answer)
     arrays, quantized = answer
@@ -282,25 +324,7 @@ def build_selftest(path: str | Path, imported: Imported, *, precision: str) -> t
                 f"for output '{spec.name}' the interpreter gives {found}, not {dtype} {list(spec.shape)}"
             )
         outputs.append(store(array, spec, _tolerance(spec, precision, quantized=quantized)))
-    return SelfTest(seed, tuple(outputs), runs), None
-
-
-def _ask(request: dict[str, Any], values: Sequence[Array]) -> tuple[list[Array], bool] | str:
-    """The outputs that `main` gives in a process of its own, and whether the source is quantised; else why not.
-
-    values: those of the request's `fixed`, in order.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
-            answer = Path(folder) / "answer.npz"
-            fixed = Path(folder) / "fixed.npz"
-            np.savez(fixed, **{f"fixed_{i}": _stored(value) for i, value in enumerate(values)})  # type: ignore[arg-type]
-            found = ask("ingot.packager.selftest", request, answer, fixed, answer=answer)
-            return [found[f"output_{i}"] for i in range(len(found) - 1)], bool(found["quantized"])
-    except subprocess.TimeoutExpired:
-        return f"the interpreter took longer than {TIME_LIMIT_S} s"
-    except (OSError, ValueError, KeyError) as error:
-        return str(error)
+    return SelfTest(reference.seed, tuple(outputs), reference.runs), None
 
 
 def _filled(array: Array, spec: TensorSpec, axis: int) -> Array:
