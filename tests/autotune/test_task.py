@@ -65,7 +65,7 @@ def test_layers_of_whole_numbers_are_tasks(dtype: str, tmp_path: Path, golden: C
     golden("".join(f"{task.runs} x {task.key}\n" for task in tasks))
 
 
-@pytest.mark.parametrize("kind", ["q7", "q8", "u8", "q9"])
+@pytest.mark.parametrize("kind", ["p7", "q7", "q8", "u8", "q9"])
 def test_made_up_whole_weights_are_of_their_kind(kind: str) -> None:
     spec = WeightSpec("w0", "float32", (24, 3, 3, 8), whole=True, kind=kind)
     assert weight_kind(synthesise(spec)) == kind

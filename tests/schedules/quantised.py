@@ -36,6 +36,8 @@ class Layers:
 
     dtype: str
     per_channel: bool = True
+    #: Weights whose neighbours fit the instruction that sums two products in 16 bits; of int8 layers.
+    pairs: bool = False
     tensors: list[Tensor] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     feeds: list[Array] = field(default_factory=list)
@@ -99,6 +101,10 @@ class Layers:
 
     def _weights(self, shape: Sequence[int], least: int | None) -> tuple[Array, Array]:
         stored = self._values(shape, self.dtype, least)
+        if self.pairs:  # +-64 in every other output channel, changing signs in the rest
+            rows = stored.reshape(len(stored), -1)
+            rows[::2] = np.clip(rows[::2], -64, 64)
+            rows[1::2, ::2], rows[1::2, 1::2] = abs(rows[1::2, ::2]), -abs(rows[1::2, 1::2])
         return stored, stored.astype(np.int64) - (0 if self.dtype == "int8" else self.weight_zero)
 
     def conv(
@@ -181,9 +187,9 @@ class Layers:
 SIZES = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
 
 
-def convolutions(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SIZES) -> Layers:
+def convolutions(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SIZES, pairs: bool = False) -> Layers:
     """Convolutions of many sizes, and dense layers."""
-    layers = Layers(dtype, per_channel)
+    layers = Layers(dtype, per_channel, pairs)
     for i, c in enumerate(sizes):
         layers.conv(c, sizes[-1 - i])
         layers.conv(sizes[-1 - i], c, kernel=(1, 1), same=False)

@@ -47,6 +47,29 @@ def test_sums_and_roundings_are_exact(
     layers.compare(program.run(layers.feeds, 3))
 
 
+@pytest.mark.parametrize(("target", "sizes"), [("x86-64-v3", SIZES), ("x86-64-v2", FEW)])
+def test_pairs_of_products_are_summed_in_16_bits_where_they_fit(
+    tmp_path: Path, target: str, sizes: tuple[int, ...]
+) -> None:
+    layers = convolutions("int8", True, sizes, pairs=True)
+    program = Executable(compile_state(layers.imported(tmp_path), target), tmp_path)
+    layers.compare(program.run(layers.feeds))
+    layers.compare(program.run(layers.feeds, 3))
+
+
+def test_only_pairs_that_fit_are_summed_in_16_bits() -> None:
+    board = load_target("x86-64-v3")
+
+    def form(*taps: tuple[int, ...]) -> str:
+        return dot_of(board, np.array(taps, np.float32).reshape(1, 1, len(taps), -1)).form
+
+    assert form((64, 64, -128, 127)) == form((127, 1, -64, -64)) == form((-127, 127, 100, 28)) == "bytes"
+    assert form((64, 65, 0, 0)) == form((0, 0, -64, -65)) == form((127, -127, 127, 127)) == "madd"
+    assert form((1, 2, 3, 100), (100, 1, 2, 3)) == "bytes"  # of two taps
+    # Three channels: the last of a tap is alone, or has the first of the next tap beside it.
+    assert form((0, 0, 100), (0, 0, 0)) == "bytes" and form((0, 0, 100), (100, 0, 0)) == "madd"
+
+
 @pytest.mark.parametrize(
     ("target", "dtype", "per_channel"),
     [("native", "int8", True), ("native", "uint8", False), ("x86-64-v2", "int8", True)],
@@ -143,7 +166,8 @@ def test_wide_weights_take_an_instruction_that_holds_them() -> None:
     small, lowest, wide = (np.full((1, 1, 1, 1), value, np.float32) for value in (-127, -128, 200))
     assert dot_of(board, small) == best and best.form == "pairs"
     assert dot_of(board, lowest) != best and dot_of(board, wide).weight == "int16"
-    forms = [dot_of(load_target("x86-64-v3"), small, positions).form for positions in (1, 2)]
-    assert forms == ["signs", "madd"] and dot_of(load_target("x86-64-v3"), lowest, 1).form == "madd"
+    pair = np.full((1, 1, 1, 2), -127, np.float32)
+    forms = [dot_of(load_target("x86-64-v3"), pair, positions).form for positions in (1, 2)]
+    assert forms == ["signs", "madd"] and dot_of(load_target("x86-64-v3"), lowest + 0 * pair, 1).form == "madd"
     assert dot_of(board, np.full((1, 1, 1, 1), 0.5, np.float32)) is None
     assert dot_of(board, np.full((1, 1, 1, 1), 256, np.float32)) is None

@@ -21,7 +21,7 @@ KEPT_ELEMENTS = 64
 _INDICES = frozenset(("bool", "int32", "int64"))
 #: Of whole weights of each kind (`microkernels.weight_kind`): the largest factor of an output channel, and the least
 #: and largest of the others. "q7" also suits weights of any range that no instruction multiplies.
-_FACTORS = {"q7": (11, -11, 11), "q8": (8, -16, 15), "u8": (15, 0, 17), "q9": (15, -17, 17)}
+_FACTORS = {"p7": (8, -8, 8), "q7": (11, -11, 11), "q8": (8, -16, 15), "u8": (15, 0, 17), "q9": (15, -17, 17)}
 #: Up to this many bytes a packed weight that is no outer product is stored as it is.
 STORED_BYTES = 1 << 18
 
@@ -42,7 +42,8 @@ def spec_of(name: str, value: np.ndarray) -> WeightSpec:
     """Describe a weight."""
     kept = value.tobytes() if value.size <= KEPT_ELEMENTS or str(value.dtype) in _INDICES else None
     whole = value.dtype.kind in "iu" or bool(np.all(value == np.rint(value)))
-    return WeightSpec(name, str(value.dtype), tuple(value.shape), whole, kept, weight_kind(value) if whole else "q7")
+    kind = weight_kind(value.T if value.ndim == 2 else value) if whole else "q7"  # a matrix is [K, N]
+    return WeightSpec(name, str(value.dtype), tuple(value.shape), whole, kept, kind)
 
 
 def synthesise(spec: WeightSpec) -> np.ndarray:
@@ -60,7 +61,9 @@ def synthesise(spec: WeightSpec) -> np.ndarray:
             generator.integers(-most if low == -high else 0, most + 1, first),
             generator.integers(low, high + 1, rest),
         )
-        a[0], b[0] = most, low or high  # the product that makes them of this kind
+        # The products that make them of this kind, whichever axis is that of the input channels.
+        a[:2], b[0] = most, low or high
+        b[1:2] = low or high if spec.kind != "u8" else b[1:2]
         return np.outer(a, b).reshape(spec.shape).astype(spec.dtype)
     a = generator.uniform(0.5, 1.5, first) * generator.choice((-1.0, 1.0), first)
     b = generator.uniform(0.5, 1.5, rest) * generator.choice((-1.0, 1.0), rest)

@@ -113,7 +113,7 @@ def tdp_of(target: Target, stored: str, weight: np.ndarray) -> Tdp | None:
     """Return the target's instruction for `stored` data, uint8 or int8, and these whole-number weights, or None."""
     if not np.all(weight == np.rint(weight)):
         return None
-    kind = {"q7": "int8", "q8": "int8", "u8": "uint8"}.get(weight_kind(weight))
+    kind = {"p7": "int8", "q7": "int8", "q8": "int8", "u8": "uint8"}.get(weight_kind(weight))
     fitting = (t for t in INTEGERS if t.feature in target.features and (t.data, t.weight) == (stored, kind))
     return next(fitting, None)
 

@@ -83,7 +83,7 @@ def default_config(workload: Conv2DWorkload, target: Target, dot: Dot) -> TileCo
     space = [replace(c, unroll=_steps(inner, c, target, dot)) for c in conv2d.configs(inner, target)]
     if workload.positions == 1:
         return space[-1]
-    if dot.form == "madd" and registers(target).count <= 16:
+    if dot.form in ("madd", "bytes") and registers(target).count <= 16:
         # LLVM sums the products of several steps before it adds them to the sums, in registers that are not there.
         space = [replace(c, unroll=largest_divisor(c.unroll, 2)) for c in space]
     if inner.kernel[1] < workload.kernel[1]:

@@ -47,8 +47,11 @@ class Dot:
     def fits(self, weight: np.ndarray) -> bool:
         """Say whether whole-number weights (zero points subtracted) can be used with it.
 
-        The pairs of products that "pairs" and "signs" sum in 16 bits stay below 2^15 unless both weights are -128.
+        The pairs of products that "pairs" and "signs" sum in 16 bits stay below 2^15 unless both weights are -128;
+        those of "bytes" if the weights of a pair that have one sign sum up to at most 128: 255 x 128 < 2^15.
         """
+        if self.form == "bytes" and not _pairs_fit(weight):
+            return False
         narrow = self.form in ("pairs", "signs")
         low, high = (-127 if narrow else -128, 127) if self.weight == "int8" else (-255, 255)
         return bool(
@@ -75,13 +78,16 @@ DOTS: tuple[Dot, ...] = (
         "s8s8_neon32", 4, 4, "int8", "int8", "pairs",
         ("neon",), arch="arm", intrinsic="llvm.arm.neon.vpadals.v4i32.v8i16", split=2, cost=3.2,
     ),
+    Dot("u8s8_avx512bw", 16, 4, "uint8", "int8", "bytes", ("avx512bw",), cost=2.4),
+    Dot("u8s8_avx2", 8, 4, "uint8", "int8", "bytes", ("avx2",), cost=1.9),
+    Dot("u8s8_ssse3", 4, 4, "uint8", "int8", "bytes", ("ssse3",), cost=1.9),
     Dot(
         "s8s8_avx2", 8, 4, "int8", "int8", "signs",
-        ("avx2",), intrinsic="llvm.x86.avx2", cost=2.4, single=True,
+        ("avx2",), intrinsic="llvm.x86.avx2.psign.b", cost=2.4, single=True,
     ),
     Dot(
         "s8s8_ssse3", 4, 4, "int8", "int8", "signs",
-        ("ssse3",), intrinsic="llvm.x86.ssse3", cost=2.4, single=True,
+        ("ssse3",), intrinsic="llvm.x86.ssse3.psign.b.128", cost=2.4, single=True,
     ),
     Dot("s16_avx512", 16, 2, "int16", "", "madd", ("avx512bw",), intrinsic="llvm.x86.avx512.pmaddw.d.512", cost=1.5),
     Dot("s16_avx2", 8, 2, "int16", "", "madd", ("avx2",), intrinsic="llvm.x86.avx2.pmadd.wd", cost=1.2),
@@ -90,12 +96,35 @@ DOTS: tuple[Dot, ...] = (
 )  # fmt: skip
 
 
+#: What the weights of one sign in a pair of neighbouring input channels sum up to at most, for "bytes".
+PAIR_LIMIT = 128
+
+
+def pair_sums(weight: np.ndarray) -> np.ndarray:
+    """Return the larger of the sums of a pair's positive weights and of its negative ones' sizes: [..., CI / 2]."""
+    pairs = np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, weight.shape[-1] % 2)])
+    pairs = pairs.reshape(*weight.shape[:-1], -1, 2)
+    both = np.maximum(pairs, 0).sum(axis=-1), np.maximum(-pairs, 0).sum(axis=-1)
+    return np.asarray(np.maximum(*both))
+
+
+def _pairs_fit(weight: np.ndarray) -> bool:
+    """Say whether OHWI weights fit "bytes", paired within a tap's channels or within a row of taps."""
+    fits = pair_sums(weight).max(initial=0) <= PAIR_LIMIT
+    if fits and weight.ndim == 4 and weight.shape[3] % 4:
+        fits = pair_sums(weight.reshape(*weight.shape[:2], -1)).max(initial=0) <= PAIR_LIMIT
+    return bool(fits)
+
+
 def weight_kind(weight: np.ndarray) -> str:
     """Say which whole numbers weights (zero points subtracted) are: what instructions fit them depends on no more.
 
-    "q7": from -127 to 127; "q8": from -128; "u8": from 0 to 255; "q9": from -255 to 255, or anything else.
+    "p7": from -127 to 127, in pairs that fit "bytes"; "q7": from -127 to 127; "q8": from -128; "u8": from 0 to 255;
+    "q9": from -255 to 255, or anything else.
     """
     low, high = weight.min(initial=0), weight.max(initial=0)
+    if high <= 127 and low >= -127 and _pairs_fit(weight):
+        return "p7"
     if high <= 127:
         return "q7" if low >= -127 else "q8" if low >= -128 else "q9"
     return "u8" if low >= 0 and high <= 255 else "q9"
@@ -153,8 +182,8 @@ def add_products(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: AN
             return T.call_llvm_pure_intrin(dot4, acc, weight, lane, dtype=total)
         bytes_ = T.reinterpret(T.broadcast(T.reinterpret(four, dtype="int32"), lanes), dtype=f"{dot.data}x{4 * lanes}")
         return T.call_llvm_pure_intrin(dot4, acc, bytes_, weight, dtype=total)
-    if dot.form == "signs":
-        return acc + _by_signs(dot, data(0, 4), weight)
+    if dot.form in ("bytes", "signs"):
+        return acc + _by_bytes(dot, data(0, 4), weight)
     if dot.form == "madd":
         pairs = T.reinterpret(T.broadcast(T.reinterpret(data(0, 2), dtype="int32"), lanes), dtype=f"int16x{2 * lanes}")
         wide = T.cast(weight, f"int16x{2 * lanes}")
@@ -179,20 +208,31 @@ def add_products(dot: Dot, data: Any, weight: Any, acc: Any) -> Any:  # noqa: AN
     return acc + one * T.cast(first, total) + two * T.cast(second, total)
 
 
-def _by_signs(dot: Dot, four: Any, weight: Any) -> Any:  # noqa: ANN401 - TIR vectors
-    """Return |x| times w with the sign of x: pmaddubsw multiplies unsigned bytes by signed ones."""
+#: What multiplies bytes and what multiplies words, by lanes.
+_BYTES_AND_WORDS = {
+    16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+    8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+    4: ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
+}
+
+
+def _by_bytes(dot: Dot, four: Any, weight: Any) -> Any:  # noqa: ANN401 - TIR vectors
+    """Return the sums of four products: pmaddubsw multiplies unsigned bytes by signed ones.
+
+    "signs" has signed data: |x| times w with the sign of x.
+    """
     bytes_, words, wide = (f"{kind}x{dot.lanes * n}" for kind, n in (("int8", 4), ("int16", 2), ("int32", 1)))
-    suffix = "" if dot.lanes == 8 else ".128"
+    multiply, add = _BYTES_AND_WORDS[dot.lanes]
 
     def call(result: str, name: str, *args: Any) -> Any:  # noqa: ANN401
         return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=result)
 
     x = T.reinterpret(T.broadcast(T.reinterpret(four, dtype="int32"), dot.lanes), dtype=bytes_)
-    size = T.max(x, T.broadcast(T.int8(0), 4 * dot.lanes) - x)
-    signed = call(bytes_, f"{dot.intrinsic}.psign.b{suffix}", weight, x)
-    pairs = call(words, f"{dot.intrinsic}.pmadd.ub.sw{suffix}", size, signed)
-    one = T.broadcast(T.int16(1), 2 * dot.lanes)
-    return call(wide, "llvm.x86.avx2.pmadd.wd" if dot.lanes == 8 else "llvm.x86.sse2.pmadd.wd", pairs, one)
+    if dot.form == "signs":
+        size = T.max(x, T.broadcast(T.int8(0), 4 * dot.lanes) - x)
+        x, weight = size, call(bytes_, dot.intrinsic, weight, x)
+    pairs = call(words, multiply, x, weight)
+    return call(wide, add, pairs, T.broadcast(T.int16(1), 2 * dot.lanes))
 
 
 def _implementation(dot: Dot) -> Any:  # noqa: ANN401 - a PrimFunc

@@ -56,7 +56,7 @@ def form_of(workload: Conv2DWorkload, target: Target, weight: np.ndarray) -> For
     weight: OHWI, zero points subtracted.
     """
     direct, dot = dot_of(target, weight, workload.positions), _dot(target)
-    if direct is None or direct.form != "madd" or dot is None:
+    if direct is None or direct.form not in ("madd", "bytes") or dot is None:
         return None
     covered = winograd.supports(workload, target) and workload.in_channels % dot.group == 0 and exact(weight)
     return Form(patch="int16", sums="int32", dot=dot) if covered else None
