@@ -66,6 +66,8 @@ def test_the_meaning_of_a_column_is_a_sum_of_its_rows(rows: int) -> None:
 @pytest.mark.parametrize(
     ("board", "words"),
     [
+        ("x86-64-v4 pairs", ("vpmaddubsw", "vpmaddwd", "%zmm")),
+        ("x86-64-v3 pairs", ("vpmaddubsw", "vpmaddwd", "%ymm")),
         ("sapphirerapids", ("vpdpbusd", "%zmm")),
         ("intel-n100", ("vpdpbusd", "%ymm")),
         ("x86-64-v4", ("vpmaddwd", "%zmm")),
@@ -80,8 +82,9 @@ def test_the_machine_code_is_made_of_the_instruction(tmp_path: Path, board: str,
     tool = llvm_objdump()
     if tool is None:
         pytest.skip("llvm-objdump is not installed")
-    layers = Layers("int8")
-    layers.conv(16, 32)
+    board, _, pairs = board.partition(" ")
+    layers = Layers("int8", pairs=bool(pairs))
+    layers.conv(16, 32, kernel=(1, 1) if pairs else (3, 3))
     layers.conv(16, 16, depthwise=True)
     layers.dense(1, 16, 32)
     state = compile_state(layers.imported(tmp_path), board)
