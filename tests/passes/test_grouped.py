@@ -1,4 +1,4 @@
-"""Convolutions of several groups: in the template where groups fill registers, alone or joined."""
+"""Convolutions of several groups: in the template, whether they fill registers or not, alone or joined."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from onnx import helper
 import ingot
 from ingot.emulator import run_under_qemu
 from ingot.schedules import conv2d
+from ingot.schedules.groups import join_weight
 from ingot.target import load_target
 from passes.build import (
     close,
@@ -31,6 +32,10 @@ FORMS = (
     ((1, 6, 6, 7), (96, 1, 3, 3), 6, {}),
     ((1, 128, 1, 1), (128, 4, 1, 1), 32, {}),
     ((1, 8, 20), (32, 2, 5), 4, {"dilations": [2], "pads": [4, 4]}),
+    ((1, 60, 9, 7), (60, 20, 3, 3), 3, {"pads": [1, 1, 1, 1]}),  # groups that fill no whole registers
+    ((1, 120, 5, 7), (120, 60, 1, 1), 2, {}),
+    ((2, 15, 6, 7), (21, 5, 3, 2), 3, {"strides": [2, 1]}),
+    ((1, 30, 1, 1), (33, 10, 1, 1), 3, {}),
 )
 
 
@@ -61,17 +66,30 @@ def test_groups_have_the_template(tmp_path, form):
     assert any(name.startswith("conv2d") for name in kernel_functions(state))
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 8])
-def test_joined_groups_are_the_same_weights_and_zeros(groups):
-    target = load_target("x86-64-v3")
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_joined_groups_are_the_same_weights_and_zeros(count):
     weight = normal((8 * 4, 3, 3, 5), 1)
-    wide, left = conv2d.merged_groups(weight, 8, target)
-    assert (left, wide.shape) == (4, (32, 3, 3, 10))
+    wide = join_weight(weight, 8, count)
+    assert wide.shape == (32, 3, 3, 5 * count)
     assert np.count_nonzero(wide) == np.count_nonzero(weight)
-    assert conv2d.merged_groups(normal((7, 1, 1, 2)), 7, target) is None
-    whole, same = conv2d.merged_groups(normal((8 * groups, 1, 1, 2)), groups, target)
-    assert same == groups
-    assert whole.shape == (8 * groups, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("of_group", "inputs", "count"), [(8, 8, 1), (16, 4, 1), (4, 4, 2), (2, 1, 4), (60, 60, 1), (20, 20, 1)]
+)
+def test_groups_are_joined_where_that_is_less_work(of_group, inputs, count):
+    workload = conv2d.Conv2DWorkload(
+        1, 14, 14, inputs, 12 * of_group, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), "float32", 12
+    )
+    assert conv2d.groups_to_join(workload, load_target("x86-64-v3")) == count
+
+
+def test_the_last_block_of_each_group_is_filled_with_zeros():
+    weight = normal((3 * 5, 1, 1, 2), 1)
+    packed = conv2d.pack_weight(weight, 8, groups=3)
+    assert packed.shape == (3, 1, 1, 2, 8)
+    assert np.array_equal(packed[..., :5], weight.reshape(3, 5, 1, 1, 2).transpose(0, 2, 3, 4, 1))
+    assert not packed[..., 5:].any()
 
 
 @pytest.mark.slow

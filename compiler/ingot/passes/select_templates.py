@@ -15,13 +15,14 @@ from ingot.passes.stored_weights import select_stored
 from ingot.passes.template_call import call_function, call_template
 from ingot.passes.windows import POOLS, call_plane, call_pool, plane_of, pool_of, resize_of
 from ingot.schedules import conv2d, depthwise, resize, winograd, winograd_nests
+from ingot.schedules.groups import join_weight
 from ingot.target import Target
 
 
 def select_templates(state: State) -> State:
     """Turn the operators that have a template into PrimFuncs with packed constant weights.
 
-    Case 1: conv2d (NHWC, OHWI, constant weights): `schedules.conv2d`; of several groups those that fill registers.
+    Case 1: conv2d (NHWC, OHWI, constant weights): `schedules.conv2d`; of several groups also (`schedules.groups`).
             Of whole numbers: `schedules.conv2d_int8`, which also adds a bias and casts to int32 where that follows.
     Case 2: depthwise conv2d (groups = channels = outputs): `schedules.depthwise`.
     Case 3: matmul with a constant 2-D right-hand side: `schedules.conv2d` as a 1x1 convolution.
@@ -91,15 +92,18 @@ def _conv2d(
     data, convert = stored_of(rewriter, args[0])
     stored = convert.dtype if convert is not None else common["dtype"]
     if groups > 1 and not groups == channels == out_channels:
-        merged = conv2d.merged_groups(weight, groups, target) if convert is None else None
-        if merged is None:
+        if convert is not None:
             return None, count
-        weight, groups = merged
+        workload = conv2d.Conv2DWorkload(
+            in_channels=channels // groups, out_channels=out_channels, groups=groups, **common
+        )
+        together = conv2d.groups_to_join(workload, target)
+        weight = join_weight(weight, groups, together)
+        workload = conv2d.joined(workload, together)
+        groups = workload.groups
         if groups > 1:
-            inner = weight.shape[3]
-            workload = conv2d.Conv2DWorkload(in_channels=inner, out_channels=out_channels, groups=groups, **common)
             config = conv2d.default_config(workload, target)
-            packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(weight, config.block))
+            packed = rewriter.add_weight(f"{base}_packed", conv2d.pack_weight(weight, config.block, groups))
             return call_template(rewriter, "conv2d", conv2d.compute(workload, config), [data, packed], call.ty), count
     if groups == 1:
         workload = conv2d.Conv2DWorkload(in_channels=channels, out_channels=out_channels, **common)

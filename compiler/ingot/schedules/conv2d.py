@@ -24,8 +24,9 @@ from typing import Any, Protocol
 import numpy as np
 from tvm import te, tirx
 
-from ingot.schedules import prefetch
+from ingot.schedules import groups, prefetch
 from ingot.schedules.border import guarded_load, mark, specialise
+from ingot.schedules.indices import ravel, unravel
 from ingot.schedules.lanes import LANES, mark_lanes
 from ingot.schedules.padding import Dequantize, copy_patch, copy_rows, pad_nhwc
 from ingot.schedules.vector import annotate_block, ceil_div, largest_divisor, registers
@@ -89,6 +90,10 @@ class Conv2DWorkload:
         """Say whether each output position reads one input position alone: all of them can be joined (case 1)."""
         return self.kernel == (1, 1) and not any(self.padding)
 
+    def blocks(self, block: int) -> int:
+        """Return the number of blocks of `block` output channels; each lies in one group, the last of it in part."""
+        return self.groups * ceil_div(self.out_channels // self.groups, block)
+
 
 @dataclass(frozen=True)
 class TileConfig:
@@ -132,21 +137,14 @@ _REDUCTION = 2
 
 
 def configs(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
-    """Return the space of tiles: every one whose accumulators and operands fit the register file.
-
-    It is empty for groups whose output channels fill no whole registers (see `merged_groups`).
-    """
+    """Return the space of tiles: every one whose accumulators and operands fit the register file."""
     regs = registers(target)
-    of_group = workload.out_channels // workload.groups
-    needed = ceil_div(of_group, regs.lanes)
+    needed = workload.blocks(regs.lanes) // workload.groups
     unroll = largest_divisor(workload.in_channels, MAX_UNROLL if target.arch != "arm" else 1)
     if workload.positions == 1:  # a matrix-vector product: bound by memory; independent sums hide the latency
-        tiles = [TileConfig(1, vectors * regs.lanes, unroll) for vectors in range(1, min(8, needed) + 1)]
-        return [tile for tile in tiles if workload.groups == 1 or of_group % tile.block == 0]
+        return [TileConfig(1, vectors * regs.lanes, unroll) for vectors in range(1, min(8, needed) + 1)]
     found = []
     for vectors in range(1, min(MAX_VECTORS, needed) + 1):
-        if workload.groups > 1 and of_group % (vectors * regs.lanes):
-            continue  # a tile lies in one group
         for pixels in _tile_widths(workload, regs.count):
             if _registers_used(pixels, vectors, unroll, target) <= regs.count:
                 found.append(TileConfig(pixels, vectors * regs.lanes, unroll))
@@ -194,6 +192,17 @@ def default_tile(workload: Conv2DWorkload, target: Target) -> TileConfig:
     return min(configs(workload, target), key=lambda c: (cost(workload, c, target), -c.pixels, c.block))
 
 
+def joined(workload: Conv2DWorkload, count: int) -> Conv2DWorkload:
+    """Return the convolution in which `count` groups at a time are one."""
+    return replace(workload, groups=workload.groups // count, in_channels=workload.in_channels * count)
+
+
+def groups_to_join(workload: Conv2DWorkload, target: Target) -> int:
+    """Return how many groups become one for the least estimated cost."""
+    spaces = {n: joined(workload, n) for n in (1, 2, 4) if workload.groups % n == 0}
+    return min(spaces, key=lambda n: cost(spaces[n], default_tile(spaces[n], target), target))
+
+
 def uses_lanes(target: Target, unroll: int) -> bool:
     """Say whether inputs are loaded four at a time and multiplied lane by lane (see `schedules.lanes`)."""
     return target.arch == "aarch64" and registers(target).lanes == LANES and unroll == LANES
@@ -221,7 +230,7 @@ def cost(workload: Conv2DWorkload, config: TileConfig, target: Target, *, copies
     """
     w, lanes = workload, registers(target).lanes
     steps = w.kernel[0] * w.kernel[1] * w.in_channels
-    blocks, vectors = ceil_div(w.out_channels, config.block), config.block // lanes
+    blocks, vectors = w.blocks(config.block), config.block // lanes
     if w.pointwise:
         tiles, widths = ceil_div(w.positions, config.pixels), [config.pixels]
     else:
@@ -258,29 +267,13 @@ def _step(workload: Conv2DWorkload, config: TileConfig, target: Target, pixels: 
     return step * 1.3 if overlap and fmas + vectors + pixels > regs.count else step
 
 
-def pack_weight(weight: np.ndarray, block: int) -> np.ndarray:
-    """Pack OHWI weights to [CO/block][KH][KW][CI][block], the last block padded with zeros."""
+def pack_weight(weight: np.ndarray, block: int, groups: int = 1) -> np.ndarray:
+    """Pack OHWI weights to [CO/block][KH][KW][CI][block], the last block of each group padded with zeros."""
     co, kh, kw, ci = weight.shape
-    blocks = ceil_div(co, block)
-    padded = np.zeros((blocks * block, kh, kw, ci), weight.dtype)
-    padded[:co] = weight
-    return np.ascontiguousarray(padded.reshape(blocks, block, kh, kw, ci).transpose(0, 2, 3, 4, 1))
-
-
-def merged_groups(weight: np.ndarray, groups: int, target: Target) -> tuple[np.ndarray, int] | None:
-    """Join groups of OHWI weights until the output channels of each fill whole registers: (weights, groups).
-
-    What the joined groups do not share are zeros, at most three of four. None if that is not enough.
-    """
-    out, kh, kw, channels = weight.shape
-    of_group, lanes = out // groups, registers(target).lanes
-    joined = next((n for n in (1, 2, 4) if groups % n == 0 and n * of_group % lanes == 0), None)
-    if joined is None:
-        return None
-    wide = np.zeros((groups, of_group, kh, kw, joined, channels), weight.dtype)
-    for group, part in enumerate(weight.reshape(groups, of_group, kh, kw, channels)):
-        wide[group, :, :, :, group % joined] = part
-    return wide.reshape(out, kh, kw, joined * channels), groups // joined
+    blocks = ceil_div(co // groups, block)
+    padded = np.zeros((groups, blocks * block, kh, kw, ci), weight.dtype)
+    padded[:, : co // groups] = weight.reshape(groups, -1, kh, kw, ci)
+    return np.ascontiguousarray(padded.reshape(groups * blocks, block, kh, kw, ci).transpose(0, 2, 3, 4, 1))
 
 
 def peels(workload: Conv2DWorkload, config: TileConfig) -> bool:
@@ -308,7 +301,7 @@ class PackedWeight:
 def packed_shape(workload: Conv2DWorkload, config: TileConfig) -> tuple[int, int, int, int, int]:
     """Return the shape of a layer's packed weights."""
     kh, kw = workload.kernel
-    return ceil_div(workload.out_channels, config.block), kh, kw, workload.in_channels, config.block
+    return workload.blocks(config.block), kh, kw, workload.in_channels, config.block
 
 
 def compute(
@@ -330,9 +323,9 @@ def compute(
     if w.pointwise:
         lead = (w.batch, height, width)
         return _product(data, lead, co, config, "conv", weight, convert, lambda n, y, x: (n, y * sh, x * sw), w.groups)
-    blocks = ceil_div(co, config.block)
+    blocks, of_group = w.blocks(config.block), co // w.groups
     tiled_width = ceil_div(width, config.pixels) * config.pixels
-    attrs: dict[str, Any] = annotate_block("conv2d", "conv2d", config)
+    attrs: dict[str, Any] = {**annotate_block("conv2d", "conv2d", config), **groups.annotate(of_group, w.groups)}
     if convert is None and peels(w, config):
         attrs[WINDOW] = [w.height, w.width, sh, sw, dh, (kw - 1) * dw + 1, top, left]
 
@@ -350,7 +343,12 @@ def compute(
     conv = te.compute(
         (w.batch, height, tiled_width, blocks * config.block),
         lambda n, y, x, c: te.sum(
-            load(n, y * sh + ry * dh, x * sw + rx * dw, _channel(c, rc, w.in_channels, co, w.groups, config))
+            load(
+                n,
+                y * sh + ry * dh,
+                x * sw + rx * dw,
+                groups.channel(c, rc, w.in_channels, of_group, w.groups, config.block),
+            )
             * weight.at(c // config.block, ry, rx, rc, c % config.block),
             axis=[ry, rx, rc],
         ),
@@ -358,7 +356,9 @@ def compute(
         attrs=attrs,
     )
     out = te.compute(
-        (w.batch, height, width, co), lambda n, y, x, c: weight.finish(conv[n, y, x, c], c), name="conv_out"
+        (w.batch, height, width, co),
+        lambda n, y, x, c: weight.finish(conv[n, y, x, groups.lane(c, of_group, w.groups, config.block)], c),
+        name="conv_out",
     )
     return [data, *weight.placeholders, out]
 
@@ -409,13 +409,14 @@ def _product(
     weight: Weight,
     convert: Dequantize | None,
     place: Callable[..., Sequence[Any]],
-    groups: int = 1,
+    n_groups: int = 1,
 ) -> list[Any]:
     """Case 1: the TE tensors [data, packed weight, output (lead..., n)], all positions of `lead` joined.
 
     place: where `data` holds the position at an index of `lead`.
     """
-    k, blocks = int(data.shape[-1]) // groups, ceil_div(n, config.block)
+    k, of_group = int(data.shape[-1]) // n_groups, n // n_groups
+    blocks = n_groups * ceil_div(of_group, config.block)
     rows = int(np.prod(lead, dtype=np.int64))
     tall = ceil_div(rows, config.pixels) * config.pixels
 
@@ -425,46 +426,26 @@ def _product(
 
     source: Any = stored
     if convert is not None:
-        source = te.compute((tall, k * groups), lambda row, channel: convert(stored(row, channel)), name="padded")
+        source = te.compute((tall, k * n_groups), lambda row, channel: convert(stored(row, channel)), name="padded")
     rc = te.reduce_axis((0, k), "rc")
     product = te.compute(
         (tall, blocks * config.block),
         lambda row, c: te.sum(
-            source(row, _channel(c, rc, k, n, groups, config))
+            source(row, groups.channel(c, rc, k, of_group, n_groups, config.block))
             * weight.at(c // config.block, 0, 0, rc, c % config.block),
             axis=[rc],
         ),
         name=name,
-        attrs=annotate_block(name, "conv2d", config),
+        attrs={**annotate_block(name, "conv2d", config), **groups.annotate(of_group, n_groups)},
     )
     out = te.compute(
-        (*lead, n), lambda *i: weight.finish(product[ravel(i[:-1], lead), i[-1]], i[-1]), name=f"{name}_out"
+        (*lead, n),
+        lambda *i: weight.finish(
+            product[ravel(i[:-1], lead), groups.lane(i[-1], of_group, n_groups, config.block)], i[-1]
+        ),
+        name=f"{name}_out",
     )
     return [data, *weight.placeholders, out]
-
-
-def _channel(c: Any, rc: Any, of_group: int, out_channels: int, groups: int, config: TileConfig) -> Any:  # noqa: ANN401
-    """Return the input channel of an output channel's step: a block lies in one group, which has its own."""
-    if groups == 1:
-        return rc
-    return (c // config.block) // (out_channels // groups // config.block) * of_group + rc
-
-
-def unravel(row: Any, shape: tuple[int, ...]) -> list[Any]:  # noqa: ANN401 - TE expressions
-    """Return the index in `shape` of a position in order."""
-    index: list[Any] = []
-    for size in reversed(shape[1:]):
-        index.insert(0, row % size)
-        row = row // size
-    return [row, *index]
-
-
-def ravel(index: Sequence[Any], shape: tuple[int, ...]) -> Any:  # noqa: ANN401 - TE expressions
-    """Return the position in order of an index in `shape`."""
-    row = index[0]
-    for i, size in zip(index[1:], shape[1:], strict=True):
-        row = row * size + i
-    return row
 
 
 def schedule(
@@ -483,18 +464,15 @@ def schedule(
     """
     lanes = registers(target).lanes
     channels_first = config.order == POSITIONS_INNER or (not config.order and _weights_stay(sch, anchor, config))
-    window = sch.get(anchor).annotations.get(WINDOW)
-    if window is not None:
-        sch.unannotate(anchor, WINDOW)
-    shared = sch.get(anchor).annotations.get(SHARED)
-    if shared is not None:
-        sch.unannotate(anchor, SHARED)
+    window, shared, of_group = (_take(sch, anchor, name) for name in (WINDOW, SHARED, groups.GROUPED))
     kinds = [int(item.iter_type) for item in sch.get(anchor).iter_vars]
     n_reduce = kinds.count(_REDUCTION)
-    rows, columns, inner = _tiles(sch, output, config, joined=len(kinds) - n_reduce == 2)
+    rows, columns, inner = _tiles(sch, output, config, of_group, joined=len(kinds) - n_reduce == 2)
     c = sch.get_loops(output)[-1]
     out_channels = int(sch.get(c).extent)
     c_tiles, c_inner = sch.split(c, [None, config.block])
+    if of_group is not None:
+        c_tiles = sch.fuse(sch.get_loops(output)[-3], c_tiles)
     grouped = []
     if config.group > 1 and window is None:
         c_tiles, *grouped = sch.split(c_tiles, [None, config.group])
@@ -550,23 +528,38 @@ def schedule(
         sch.tensorize(w_lanes, instruction)
 
 
+def _take(sch: Any, block: Any, name: str) -> Any:  # noqa: ANN401
+    """Return an annotation of a block, which has it no longer; None if it had not."""
+    value = sch.get(block).annotations.get(name)
+    if value is not None:
+        sch.unannotate(block, name)
+    return value
+
+
 def _tiles(
     sch: Any,  # noqa: ANN401
     output: Any,  # noqa: ANN401
     config: TileConfig,
+    of_group: Any,  # noqa: ANN401
     *,
     joined: bool,
 ) -> tuple[list[Any], list[Any], list[Any]]:
-    """Cut the positions of `output` into tiles; return the loops over rows, over tiles of a row, and inside a tile."""
+    """Cut the positions of `output` into tiles; return the loops over rows, over tiles of a row, and inside a tile.
+
+    Channels of several groups, `of_group` each, become two loops.
+    """
+    shape = tuple(int(sch.get(loop).extent) for loop in sch.get_loops(output)[:-1])
     if joined:
-        shape = tuple(int(sch.get(loop).extent) for loop in sch.get_loops(output)[:-1])
         layout = tirx.IndexMap.from_func(
             lambda *i: [ravel(i[:-1], shape), i[-1]], ndim=len(shape) + 1, index_dtype="int64"
         )
         sch.transform_block_layout(output, layout)
+    if of_group is not None:
+        groups.split_channels(sch, output, of_group)
+    if joined:
         tile, inside = sch.split(sch.get_loops(output)[0], [None, config.pixels])
         return [tile], [], [inside]
-    *lead, x, _ = sch.get_loops(output)
+    *lead, x = sch.get_loops(output)[: len(shape)]
     width = int(sch.get(x).extent)
     if config.pixels > width and lead:  # whole rows joined: the tile is rows x width
         row, rows = sch.split(lead[-1], [None, config.pixels // width])

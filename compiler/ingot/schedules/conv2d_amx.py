@@ -22,8 +22,9 @@ from tvm import tirx
 
 from ingot.schedules import amx, written
 from ingot.schedules.amx import INTEGERS, TDPBF16, TILE_ROWS, TILES, Block, Tdp
-from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, unravel
+from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload
 from ingot.schedules.half import BF16, Half
+from ingot.schedules.indices import unravel
 from ingot.schedules.microkernels import weight_kind
 from ingot.schedules.statements import Expr, Stmt, buffer, integer, lanes_of, loop_over, named, unrolled, with_buffers
 from ingot.schedules.vector import DTYPE_BYTES, annotate_block, ceil_div, lanes_for, largest_divisor, registers

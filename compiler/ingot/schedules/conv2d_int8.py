@@ -25,7 +25,8 @@ import numpy as np
 from tvm import te, tirx
 
 from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla, winograd, winograd_int8
-from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig, ravel, unravel
+from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
+from ingot.schedules.indices import ravel, unravel
 from ingot.schedules.lanes import LANES
 from ingot.schedules.microkernels import Dot, dot_named, dot_of, intrinsic_name
 from ingot.schedules.mmla import Mmla, integer_mmla

@@ -10,6 +10,7 @@ from tvm import ir, s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
 from ingot.schedules import pieces
+from ingot.schedules.indices import ravel
 from ingot.schedules.vector import (
     DTYPE_BYTES,
     interleaved,
@@ -118,7 +119,7 @@ def schedule_elementwise(sch: Any, block: Any, target: Target, *, keep_axes: boo
     ragged = in_place and interleaved_lanes(node, lanes, innermost, target) < interleaved_lanes(node, lanes, 0, target)
     if (lanes < 4 or ragged) and flat and len(loops) > 1:
         if in_place:
-            joined = tirx.IndexMap.from_func(lambda *i: [_ravel(i, shape)], ndim=len(shape), index_dtype="int64")
+            joined = tirx.IndexMap.from_func(lambda *i: [ravel(i, shape)], ndim=len(shape), index_dtype="int64")
             sch.transform_block_layout(block, joined)
             sch.annotate(block, FLAT, len(shape))
             loops, node = sch.get_loops(block), sch.get(block)
@@ -176,7 +177,7 @@ def _schedule_planes(sch: Any, block: Any, target: Target) -> bool:  # noqa: ANN
     if joined > 1:
         lead = len(shape) - joined
         plain = tirx.IndexMap.from_func(
-            lambda *i: [*i[:lead], _ravel(i[lead:], shape[lead:])], ndim=len(shape), index_dtype="int64"
+            lambda *i: [*i[:lead], ravel(i[lead:], shape[lead:])], ndim=len(shape), index_dtype="int64"
         )
         sch.transform_block_layout(block, plain)
         sch.annotate(block, FLAT, joined)
@@ -250,14 +251,6 @@ def _in_place(node: Any, shape: list[int]) -> bool:  # noqa: ANN401 - a block
         for access in accesses
         for index, axis, size in zip(access.indices, axes, shape, strict=True)
     )
-
-
-def _ravel(index: Any, shape: list[int]) -> Any:  # noqa: ANN401
-    """Return the position in memory of an element."""
-    place = index[0]
-    for i, size in zip(index[1:], shape[1:], strict=True):
-        place = place * size + i
-    return place
 
 
 def flatten(function: Any) -> Any:  # noqa: ANN401 - a scheduled PrimFunc

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from ingot.schedules import written
+from ingot.schedules.indices import unravel
 from ingot.schedules.statements import Expr, Stmt, float_buffer, integer, lanes_of, loop_over, named, with_buffers
 from ingot.schedules.vector import annotate_block, ceil_div, registers
 from ingot.schedules.written import STORE_ROW
@@ -110,14 +111,14 @@ def _nest(w: TransposeWorkload, config: TransposeConfig, data: Expr, result: Exp
 
         loaded = []
         for i in range(lanes):
-            *lead, last = _unravel((b * w.rows + row + i) * w.columns + column, w.shape)
+            *lead, last = unravel((b * w.rows + row + i) * w.columns + column, w.shape)
             loaded.append(let(tirx.BufferLoad(data, [*lead, tirx.Ramp(last, integer(1), lanes)])))
         for i, vector in enumerate(turned(loaded, lanes, let)):
             statements.append(tirx.BufferStore(local, vector, [integer(i), tirx.Ramp(integer(0), integer(1), lanes)]))
 
         def store(i: Expr) -> Stmt:
             def element(lane: Expr) -> Stmt:
-                place = _unravel((b * w.columns + column + i) * w.rows + row + lane, w.out_shape)
+                place = unravel((b * w.columns + column + i) * w.rows + row + lane, w.out_shape)
                 return tirx.BufferStore(result, tirx.BufferLoad(local, [i, lane]), place)
 
             return lanes_of(lanes, element)
@@ -156,15 +157,6 @@ def _power_of_two(size: int) -> int:
 def _start(index: Expr, edge: int, size: int) -> Expr:
     """Return where a piece of an axis begins: the last one ends with the axis."""
     return index * edge if size % edge == 0 else tirx.min(index * edge, integer(size - edge))
-
-
-def _unravel(offset: Expr, shape: Sequence[int]) -> list[Expr]:
-    """Return the index of the element at an offset."""
-    index: list[Expr] = []
-    for size in reversed(shape[1:]):
-        index.insert(0, offset % size)
-        offset = offset // size
-    return [offset, *index]
 
 
 def turned(rows: Sequence[Expr], lanes: int, let: Callable[[Expr], Expr]) -> list[Expr]:
