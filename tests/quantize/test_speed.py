@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from frontend.tiny_models import model_of
 from ingot.frontend import import_model
 from ingot.quantize.graph import Graph, place
 from ingot.quantize.prepare import prepare
-from ingot.quantize.speed import estimate
+from ingot.quantize.speed import Estimate, estimate, slower
 from ingot.target import load_target
 
 
@@ -62,3 +63,17 @@ def test_what_float_layers_read_is_not_stored_in_8_bits(net: Path) -> None:
     first, *_, last = graph.layers.values()
     stored = place(graph, [layer.name for layer in graph.layers.values() if layer.kind == "depthwise"]).stored
     assert set(stored) == {first.data, last.data}
+
+
+def test_layers_that_read_the_same_are_decided_on_together(net: Path) -> None:
+    graph = Graph(prepare(import_model(net), load_target("x86-64-v3")))
+    first, second, *rest = graph.layers.values()
+    together = [first, replace(second, data=first.data), *rest]
+    gains, loses = Estimate(float32=100, int8=80, moved=10), Estimate(float32=100, int8=130, moved=10)
+    others = dict.fromkeys((layer.name for layer in rest), None)
+    assert slower(together, {first.name: gains, second.name: gains, **others}) == frozenset()
+    assert slower(together, {first.name: loses, second.name: None, **others}) == {first.name, second.name}
+    assert slower(together, {first.name: gains, second.name: loses, **others}) == frozenset()
+    much = Estimate(float32=1000, int8=1300, moved=10)
+    assert slower(together, {first.name: gains, second.name: much, **others}) == {first.name, second.name}
+    assert slower(graph.layers.values(), {first.name: gains, second.name: much, **others}) == {second.name}

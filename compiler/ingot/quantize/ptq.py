@@ -18,7 +18,7 @@ from ingot.quantize.prepare import prepare, unquantized
 from ingot.quantize.report import LayerReport, Report
 from ingot.quantize.search import accuracy, decibels, fewest, layer_noise, relative_error
 from ingot.quantize.sensitivity import Sensitivity, cost_most
-from ingot.quantize.speed import estimate
+from ingot.quantize.speed import estimate, slower
 from ingot.quantize.weights import QuantizedWeights, quantize_layer
 from ingot.schedules.conv2d_int8 import preferred_activation
 from ingot.target import Target
@@ -28,6 +28,8 @@ from ingot.target import Target
 AUTO, CHOSEN = "auto", "mse"
 #: Samples on which whole models are compared, at most.
 _COMPARED = 100
+#: The share of the error that must be left for scale to move between layers.
+_MOVED = 0.97
 #: An error of the outputs over their size that no layer need stay in float for (30 dB), and the share of a larger one
 #: that must be left if some do.
 _ENOUGH, _LEFT = 10**-1.5, 0.9
@@ -79,7 +81,7 @@ class _Plan:
     def __init__(self, state: State, target: Target, samples: Samples, build: Build, tick: Tick) -> None:
         self.graph, self.target = Graph(state), target
         self.estimates = {layer.name: estimate(layer, target) for layer in self.graph.layers.values()}
-        self.slow = frozenset(name for name, one in self.estimates.items() if one is not None and not one.pays)
+        self.slow = slower(self.graph.layers.values(), self.estimates)
         self.placement = place(self.graph, self.slow)
         self.observer = Observer(state, self.placement, samples, build, tick)
         axes = {layer.data: layer.data_axis for layer in self.graph.layers.values()}
@@ -117,7 +119,7 @@ def quantize(
     """Return the model with the layers that are faster so on 8-bit tensors, and what was decided.
 
     Case 1: a layer whose integer kernel is not estimated faster on the target stays in float (`speed`).
-    Case 2: scale moves between layers (`balance`) if that lowers the error of the outputs on the samples.
+    Case 2: scale moves between layers (`balance`) if that lowers the error of the outputs on the samples enough.
     Case 3: with a limit, the noisiest layers stay in float, as few as keep the whole model within it (`search`).
     Case 4: without, where the outputs' error is large, a few small layers that cause most of it do (`sensitivity`).
     Raises OptionError for options that cannot be, and for a model that is quantised already.
@@ -131,7 +133,7 @@ def quantize(
     if found:
         other = _Plan(state, target, samples, build, tick)
         instead = other.candidate(best.calibrator, compared)
-        if instead.error < best.error:
+        if instead.error < _MOVED * best.error:
             plan, best, pairs = other, instead, found
     small: frozenset[str] = frozenset()
     harmful: frozenset[str] = frozenset()
@@ -214,6 +216,8 @@ def _layer_reports(plan: _Plan, best: _Candidate, harmful: frozenset[str], small
         decision, reason = "int8", "faster" if cost is not None else "reads a quarter of the bytes"
         if layer.name in plan.slow:
             decision, reason = "float32", "int8 is not estimated faster on this target"
+            if cost is None or cost.pays:
+                reason += ", with the layers that read the same"
         elif layer.name in harmful:
             decision, reason = "float32", "among the noisiest layers: the limit needs it"
         elif layer.name in small:

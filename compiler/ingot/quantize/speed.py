@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,23 @@ class Estimate:
     def pays(self) -> bool:
         """Say whether the integer kernel is faster."""
         return self.int8 < self.float32 + self.moved
+
+
+def slower(layers: Iterable[Layer], estimates: Mapping[str, Estimate | None]) -> frozenset[str]:
+    """Return the layers that stay in float, given each one's costs.
+
+    Those that read the same tensor are decided on together: a float layer that reads a tensor which is stored in 8 bits
+    for another one converts it, and gives up Winograd's transformation.
+    """
+    together: dict[Any, list[Layer]] = {}
+    for layer in layers:
+        together.setdefault(layer.data, []).append(layer)
+    found: set[str] = set()
+    for group in together.values():
+        known = [one for layer in group if (one := estimates[layer.name]) is not None]
+        if known and sum(one.int8 for one in known) >= sum(one.float32 + one.moved for one in known):
+            found.update(layer.name for layer in group)
+    return frozenset(found)
 
 
 def estimate(layer: Layer, target: Target) -> Estimate | None:
