@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 from tvm.ir.transform import Sequential
 
 from ingot.errors import CompilerError, ToolchainError
-from ingot.schedules import amx, fixed_point, llvm_forms
+from ingot.schedules import amx, fixed_point, llvm_forms, quotients
 from ingot.schedules.lanes import lower_lanes
 from ingot.schedules.vector_math import name_calls
 from ingot.target import Target
@@ -99,6 +99,14 @@ def _lower_fixed_point(target: Target) -> Any:  # noqa: ANN401
     return run
 
 
+def _lower_quotients(target: Target) -> Any:  # noqa: ANN401
+    @tvm.transform.module_pass(opt_level=0, name="ingot.LowerQuotients")  # type: ignore[untyped-decorator, unused-ignore]  # TVM is untyped
+    def run(module: Any, _: Any) -> Any:  # noqa: ANN401
+        return tvm.IRModule({gvar: quotients.lower(function, target) for gvar, function in module.functions.items()})
+
+    return run
+
+
 def _passes(llvm_target: Any, target: Target) -> Any:  # noqa: ANN401
     # 64-bit loop counters cost a 32-bit core two registers and an add with carry each; no index needs them there.
     narrow = (
@@ -130,6 +138,7 @@ def _passes(llvm_target: Any, target: Target) -> Any:  # noqa: ANN401
             tirx.transform.StmtSimplify(),
             _lower_lanes,
             _lower_fixed_point(target),
+            _lower_quotients(target),
             tirx.transform.RemoveNoOp(),
             s_tir.transform.RewriteUnsafeSelect(),
             tirx.transform.CommonSubexprElim(),
