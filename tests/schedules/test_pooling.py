@@ -103,6 +103,7 @@ def test_depthwise_convolutions_alone(tmp_path, target):
         common = {"strides": (stride, stride), "pads": (1, kernel[1] - 1, 0, 1), "group": 6}
         branches.conv(2, 6, 6, size, kernel, epilogue=EPILOGUES[i % len(EPILOGUES)], nhwc=False, **common)
     branches.conv(1, 3, 3, (15, 17), (3, 3), (2, 1), (2, 4, 2, 4), (2, 4), 3, "relu", False)
+    branches.conv(1, 2, 2, (9, 40), (7, 7), (1, 1), (3, 3, 3, 3), (1, 1), 2, "relu", False)
     check(branches, tmp_path, target, PIECES)
 
 

@@ -40,8 +40,8 @@ from ingot.target import Target
 LINE_BYTES = 16 * 1024
 #: Windows are written out; larger ones would be too much code.
 MAX_WINDOW = 64
-#: With up to so many vectors in a row of the output, a core has too few sums to take turns at.
-FEW_VECTORS = 2
+#: A sum is made in so many parts: its products wait for each other, and a core does not see far enough to the next sum.
+PARTS = 2
 #: There are about so many tasks, if the image has as many rows: enough for an even share of any board's cores.
 _TASKS = 32
 
@@ -377,16 +377,14 @@ class _Plane:
     def _convolve(self, n: Expr, c: Expr, y: Expr, slot: Expr) -> Stmt:
         """Return a row of the convolution; its first window row is the line `slot`."""
         w = self.workload
-        # A row of few vectors is few sums, each of which waits for itself: then they are made in parts.
-        parts = 2 if w.out_width <= FEW_VECTORS * self.config.lanes else 1
 
         def element(x: Expr, lane: Expr) -> Expr:
-            sums: list[Expr] = [None] * parts
+            sums: list[Expr] = [None] * PARTS
             for k in range(w.kernel[0] * w.kernel[1]):
                 ky, kx = divmod(k, w.kernel[1])
                 product = self._at(slot + ky * w.dilation[0], kx, x + lane)
                 product = product * tirx.BufferLoad(self.weight, [c, integer(k)])
-                sums[k % parts] = product if sums[k % parts] is None else sums[k % parts] + product
+                sums[k % PARTS] = product if sums[k % PARTS] is None else sums[k % PARTS] + product
             return _tree([value for value in sums if value is not None], _add)
 
         return self._columns([n, c, y], element)
