@@ -74,6 +74,7 @@ def test_many_samples_are_thinned_and_few_are_noted(tmp_path: Path) -> None:
         ({"x": np.where(rows(9) == 7, np.nan, rows(9)).astype(np.float32)}, "not finite"),
         ({"x": np.where(rows(9) == 7, np.inf, rows(9)).astype(np.float32)}, "not finite"),
         ({"x": rows(9), "labels": np.ones((3, 3), np.int64)}, "labels cannot be used"),
+        ({"x": rows(9), "labels": np.arange(5)}, "labels do not fit"),
     ],
 )
 def test_what_does_not_fit_is_refused(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class FileSamples:
             raise InputError("there are no calibration samples", where=str(path), allowed="8 to 500 samples")
         self._kept = _spread(self.found, most)
         if self.labels is not None:
-            self.labels = self.labels[self._kept] if len(files) == 1 and len(self.labels) == self.found else None
+            self.labels = _kept_labels(self.labels, self.found, self._kept, str(path)) if len(files) == 1 else None
 
     def __len__(self) -> int:
         """Return how many samples there are."""
@@ -162,8 +162,8 @@ class ArraySamples:
             raise InputError("the inputs have different numbers of samples", where="calibrate", found=found)
         self.found = counts.pop()
         self._kept = _spread(self.found, most)
-        if LABELS in arrays and LABELS not in self._rows and len(arrays[LABELS]) == self.found:
-            self.labels = np.asarray(arrays[LABELS])[self._kept]
+        if LABELS in arrays and LABELS not in self._rows:
+            self.labels = _kept_labels(np.asarray(arrays[LABELS]), self.found, self._kept, "calibrate")
 
     def __len__(self) -> int:
         """Return how many samples there are."""
@@ -212,6 +212,19 @@ def _files(path: Path) -> list[Path]:
 def _spread(found: int, most: int) -> Array:
     """Return the numbers of the samples to use: all, or `most` of them at even distances."""
     return np.arange(found) if found <= most else np.linspace(0, found - 1, most).round().astype(np.int64)
+
+
+def _kept_labels(labels: Array, found: int, kept: Array, where: str) -> Array:
+    """Return the labels of the samples that are used. Raises InputError if there is not one for each sample found."""
+    if labels.shape != (found,):
+        raise InputError(
+            "the labels do not fit the samples",
+            where=where,
+            found=f"labels of shape {list(labels.shape)}",
+            allowed=f"[{found}], one per sample",
+        )
+    chosen: Array = labels[kept]
+    return chosen
 
 
 def _opener(path: Path, name: str) -> Callable[[], Any]:
