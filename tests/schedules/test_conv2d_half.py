@@ -14,6 +14,8 @@ import ingot
 from ingot.emulator import run_under_qemu
 from ingot.packager.codegen import generate_object
 from ingot.passes.pipeline import run
+from ingot.schedules import conv2d, conv2d_half
+from ingot.schedules.conv2d import Conv2DWorkload
 from ingot.schedules.half import BF16, FP16, HALVES
 from ingot.target import load_target
 from passes.build import onnx_state, onnxruntime_outputs
@@ -176,3 +178,15 @@ def test_rounding_in_kernels(tmp_path, half, count):
             np.testing.assert_array_equal(out, want)
         else:
             np.testing.assert_array_equal(out[~np.isnan(values)], want[~np.isnan(values)])
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "padding", "gains"), [(3, 3, 1, False), (3, 1, 0, False), (24, 1, 0, True), (6, 3, 1, True)]
+)
+def test_cores_with_amx_multiply_pairs_where_data_are_read_in_place(channels, kernel, padding, gains):
+    """The first layer of a model has 3 channels and a border: copying it as four costs more than float32 does."""
+    target = load_target("sapphirerapids")
+    layer = Conv2DWorkload(1, 56, 56, channels, 32, (kernel, kernel), (2, 2), (padding,) * 4, (1, 1), "float32")
+    choice = conv2d_half.choose(layer, target, BF16)
+    assert choice is not None
+    assert (choice.cost < conv2d.cost(layer, conv2d.default_config(layer, target), target)) == gains

@@ -6,7 +6,7 @@ of its lanes. The data are stored in half precision as well; the result is float
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,15 @@ def cost(workload: Conv2DWorkload, config: TileConfig, target: Target) -> float:
     """Return the estimated cycles of one core, in the unit of `conv2d.cost`.
 
     A dot product instruction takes the time of a float32 FMA of its width (Zen 4 and 5, Neoverse V1 and V2), except on
-    the Intel cores that have AMX, which are taken to issue half as many: there it gains by smaller loads alone.
+    the Intel cores that have AMX, which are taken to issue half as many: there it gains by smaller loads alone. Data
+    with a border or a single channel over are copied, and the channel is multiplied as a pair.
     """
+    pairs = grouped(workload)
+    copies = any(workload.padding) or workload.in_channels % GROUP != 0
     if "amx-tile" in target.features:
-        return _SMALLER_LOADS * conv2d.cost(workload, config, target)
-    return conv2d.cost(grouped(workload), config, target)
+        even = replace(workload, in_channels=GROUP * pairs.in_channels)
+        return _SMALLER_LOADS * conv2d.cost(even, config, target, copies=copies)
+    return conv2d.cost(pairs, config, target, copies=copies)
 
 
 @dataclass(frozen=True)
