@@ -1,9 +1,10 @@
 /* pool.c: the threads of one model instance.
  *
  * The caller of `run` is thread 0; the others wait at their own gate. A job is one kernel, cut into contiguous equal
- * parts, one for each thread, and each part into pieces. A thread that has done its part takes pieces of the others':
- * a core that is slower, interrupted or asleep holds nobody up for longer than a piece. Who computes a piece does not
- * change its bits. Nothing here allocates after rt_pool_start.
+ * parts, one for each thread, which takes it piece by piece. A thread that has done its part takes pieces of the
+ * others': a core that is slower, interrupted or asleep holds nobody up for longer than a piece. A piece is a share of
+ * what is left, so the last ones, which the others wait for, are small (guided self-scheduling; Polychronopoulos and
+ * Kuck, 1987). Who computes a piece does not change its bits. Nothing here allocates after rt_pool_start.
  */
 
 #include <signal.h>
@@ -12,8 +13,8 @@
 /* How long a waiting thread spins at first: longer than the gap between two kernels, shorter than a time slice. */
 #define RT_SPIN_NS 100000
 
-/* Pieces of a part: the last one is waited for, and each costs an atomic increment and a call. */
-#define RT_PIECES 8
+/* A piece is this share of what is left of its part, and at least a grain: each costs an atomic exchange and a call. */
+#define RT_SHARE 8
 
 /* Kernels keep at most a few KiB on the stack; a thread's static TLS and a signal frame with tiles must fit as well. */
 #define RT_STACK_BYTES ((size_t)1 << 20)
@@ -77,18 +78,25 @@ static void rt_gate_wake(rt_gate *gate) {
 
 /* ---- jobs --------------------------------------------------------------------------------------------------- */
 
+/* The first iteration of a part; that of the part behind the last is the job's end. */
+static int32_t rt_pool_bound(const rt_pool *pool, int32_t part) {
+    return pool->begin + (int32_t)((int64_t)pool->extent * part / pool->parts);
+}
+
 /* A thread's share of a job: the pieces of its own part, then what is left of the parts behind it. */
 static void rt_pool_work(rt_pool *pool, int32_t own) {
-    const int64_t all = (int64_t)pool->parts * pool->pieces;
     for (int32_t i = 0; i < pool->parts; i++) {
-        const int32_t part = (own + i) % pool->parts;
-        atomic_int *taken = part ? &pool->workers[part - 1].taken : &pool->taken;
-        while (atomic_load_explicit(taken, memory_order_relaxed) < pool->pieces) {
-            int32_t index = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
-            int64_t piece = (int64_t)part * pool->pieces + index;
-            if (index < pool->pieces)
-                pool->step(pool->frame, pool->begin + (int32_t)(pool->extent * piece / all),
-                           pool->begin + (int32_t)(pool->extent * (piece + 1) / all));
+        const int32_t part = (own + i) % pool->parts, end = rt_pool_bound(pool, part + 1);
+        atomic_int *next = part ? &pool->workers[part - 1].next : &pool->next;
+        int32_t begin = atomic_load_explicit(next, memory_order_relaxed);
+        while (begin < end) {
+            const int32_t left = end - begin, share = left / RT_SHARE > pool->grain ? left / RT_SHARE : pool->grain;
+            const int32_t piece = left - share < pool->grain ? left : share; /* nothing smaller than a grain is left */
+            if (!atomic_compare_exchange_weak_explicit(next, &begin, begin + piece, memory_order_relaxed,
+                                                       memory_order_relaxed))
+                continue;
+            pool->step(pool->frame, begin, begin + piece);
+            begin = atomic_load_explicit(next, memory_order_relaxed);
         }
     }
 }
@@ -121,12 +129,10 @@ static void ingot_parallel(const rt_frame *frame, rt_step *step, int32_t begin, 
         return;
     }
     pool->step = step, pool->frame = frame;
-    pool->begin = begin, pool->extent = extent, pool->parts = parts;
-    pool->pieces = extent / grain / parts;
-    if (pool->pieces > RT_PIECES) pool->pieces = RT_PIECES;
-    atomic_store_explicit(&pool->taken, 0, memory_order_relaxed);
+    pool->begin = begin, pool->extent = extent, pool->parts = parts, pool->grain = grain;
+    atomic_store_explicit(&pool->next, begin, memory_order_relaxed);
     for (int32_t i = 0; i < parts - 1; i++)
-        atomic_store_explicit(&pool->workers[i].taken, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->workers[i].next, rt_pool_bound(pool, i + 1), memory_order_relaxed);
     atomic_store(&pool->done.value, (unsigned)parts - 1);
     rt_pool_open(pool, parts - 1);
     rt_pool_work(pool, 0);

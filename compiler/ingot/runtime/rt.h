@@ -64,8 +64,8 @@ typedef struct rt_gate {
 } rt_gate;
 
 typedef struct rt_worker {
-    _Alignas(RT_LINE) atomic_int taken; /* pieces of its part that are taken, or more: in one line with the gate */
-    rt_gate go;                         /* its value is 1 from when a job is posted until one of the two takes it */
+    _Alignas(RT_LINE) atomic_int next; /* the first iteration of its part that nobody has taken: in the gate's line */
+    rt_gate go;                        /* its value is 1 from when a job is posted until one of the two takes it */
     pthread_t thread;
     struct rt_pool *pool;
 } rt_worker;
@@ -81,10 +81,10 @@ typedef struct rt_pool {
     const rt_frame *frame;
     int32_t begin;
     int32_t extent;
-    int32_t parts;  /* one for each thread that takes part */
-    int32_t pieces; /* of each part */
-    _Alignas(RT_LINE) atomic_int taken; /* as of a worker, for the caller's part */
-    rt_gate done;                       /* its value counts the workers that are not done */
+    int32_t parts; /* one for each thread that takes part */
+    int32_t grain; /* the fewest iterations worth a call */
+    _Alignas(RT_LINE) atomic_int next; /* as of a worker, for the caller's part */
+    rt_gate done;                      /* its value counts the workers that are not done */
     rt_worker workers[INGOT_MAX_THREADS - 1];
 } rt_pool;
 
