@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ingot
+import quantisers
 from accuracy_tasks import Task, tasks
 
 Array = np.ndarray[Any, Any]
@@ -54,55 +54,13 @@ def _input_name(model: Path) -> str:
     return import_model(model).inputs[0].name
 
 
-def _ready(model: Path, folder: Path) -> Path:
-    """The model as the other tools like it best: a recent opset, constants folded."""
-    import onnx
-    from onnx import version_converter
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    if model.suffix != ".onnx":
-        return model
-    raised, ready = folder / "raised.onnx", folder / "ready.onnx"
-    loaded = onnx.load(model)
-    if loaded.opset_import[0].version < 13:
-        loaded = version_converter.convert_version(loaded, 17)
-    onnx.save(loaded, raised)
-    quant_pre_process(str(raised), str(ready), skip_symbolic_shape=True)
-    return ready
-
-
-class _Reader:
-    """ONNX Runtime's calibration reader."""
-
-    def __init__(self, name: str, samples: Array) -> None:
-        self.feeds: Iterator[dict[str, Array]] = iter([{name: sample} for sample in samples])
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self.feeds, None)
-
-
 def by_onnxruntime(method: str) -> Engine:
     def engine(model: Path, samples: Array, data: Array) -> Array:
         import onnxruntime
-        from onnxruntime import quantization as q
 
-        if model.suffix != ".onnx":
-            raise RuntimeError("reads ONNX only")
         with tempfile.TemporaryDirectory() as folder:
-            ready, out = _ready(model, Path(folder)), Path(folder) / "out.onnx"
-            name = onnxruntime.InferenceSession(str(ready)).get_inputs()[0].name
-            q.quantize_static(
-                str(ready),
-                str(out),
-                _Reader(name, samples),
-                quant_format=q.QuantFormat.QDQ,
-                per_channel=True,
-                calibrate_method=q.CalibrationMethod[method],
-                activation_type=q.QuantType.QUInt8,
-                weight_type=q.QuantType.QInt8,
-                # It fails on biases of one dimension with several scales.
-                extra_options={"QDQDisableWeightAdjustForInt32Bias": True},
-            )
+            name, out = _input_name(model), Path(folder) / "out.onnx"
+            quantisers.by_onnxruntime(model, {name: samples}, out, method)
             options = onnxruntime.SessionOptions()
             # Without this, pairs of int8 products saturate in 16 bits on CPUs without VNNI, which is no fault of the
             # quantisation: the graph is computed as it is written.
@@ -116,28 +74,10 @@ def by_onnxruntime(method: str) -> Engine:
 def by_nncf(python: str) -> Engine:
     def engine(model: Path, samples: Array, data: Array) -> Array:
         with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / name for name in ("samples.npy", "data.npy", "out.npz")]
-            np.save(paths[0], samples)
-            np.save(paths[1], data)
-            command = [
-                python,
-                str(REPO / "scripts" / "accuracy_nncf.py"),
-                str(_ready(model, Path(folder))),
-                *map(str, paths),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(" ".join(done.stderr.strip().splitlines()[-1:])[:200])
-            return np.asarray(np.load(paths[2])["output"])
+            outputs = quantisers.by_nncf(python, model, {"x": samples}, Path(folder) / "out.xml", data)
+            return np.asarray(outputs)
 
     return engine
-
-
-def sqnr(reference: Array, other: Array) -> float:
-    """Signal to quantisation noise over all outputs, in decibels."""
-    signal = reference.astype(np.float64).reshape(-1)
-    noise = signal - other.astype(np.float64).reshape(-1)
-    return float(10 * np.log10(np.sum(signal**2) / max(float(np.sum(noise**2)), 1e-30)))
 
 
 def judge(task: Task, models: Path, engine: Engine, reference: Array) -> tuple[float | None, str]:
@@ -151,7 +91,7 @@ def judge(task: Task, models: Path, engine: Engine, reference: Array) -> tuple[f
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     where = np.concatenate(index)
     found, wanted = np.concatenate(outputs), reference[where]
-    return sqnr(wanted, found), task.metric(wanted, found.reshape(wanted.shape), where)
+    return quantisers.sqnr(wanted, found), task.metric(wanted, found.reshape(wanted.shape), where)
 
 
 def table(rows: list[tuple[Task, dict[str, tuple[float | None, str]]]], engines: list[str]) -> str:

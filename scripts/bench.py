@@ -40,6 +40,7 @@ TOLERANCE = 1e-4  # of max|error| / max|reference|; quantised outputs may differ
 OWN_PACKAGES = {
     "iree": ("iree-base-compiler[onnx]==3.13.0", "iree-base-runtime==3.13.0", "onnx==1.23.2"),
     "inductor": ("torch==2.13.0", "onnx==1.23.2"),
+    "nncf": ("nncf==3.4.0", "openvino==2026.4.1"),
 }
 #: Engines whose own choice of precision is no reference for the values.
 OTHER_PRECISION = {"openvino-default"}
@@ -98,12 +99,20 @@ def engines(model: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def worker_of(engine: str) -> Sequence[str]:
-    """The command of an engine's process; makes the engine's own virtual environment if it has one.
+    """The command of an engine's process, in the engine's own virtual environment if it has one.
 
-    The environment lies in build/bench and is made again when its packages change. Raises ToolchainError.
+    Raises ToolchainError.
     """
     if engine not in OWN_PACKAGES:
         return WORKER
+    return (str(environment(engine)), str(REPO / "scripts" / "bench_worker.py"))
+
+
+def environment(engine: str) -> Path:
+    """The Python of an engine's own virtual environment, which is made if need be.
+
+    It lies in build/bench and is made again when its packages change. Raises ToolchainError.
+    """
     folder = REPO / "build" / "bench" / f"venv-{engine}"
     stamp, wanted = folder / "packages.txt", "\n".join([sys.version, *OWN_PACKAGES[engine]])
     python = folder / "bin" / "python"
@@ -119,7 +128,7 @@ def worker_of(engine: str) -> Sequence[str]:
                 last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
                 raise ToolchainError(f"{engine} could not be installed", found=last, hint="check the network")
         stamp.write_text(wanted, "utf-8")  # last: a half-made environment has none
-    return (str(python), str(REPO / "scripts" / "bench_worker.py"))
+    return python
 
 
 def measure(model: Path, so: Path, threads: int, seconds: float, wanted: Sequence[str] = ()) -> list[Row]:
@@ -193,6 +202,11 @@ def cells(row: Row) -> str:
     return f"| {row.model} | {row.threads} | {row.ours:.3g} | {row.peer} | {theirs} | {error} | {row.runs} |"
 
 
+def without_folders(word: str) -> str:
+    """A word of the command line; where files lie on this machine is nobody's concern."""
+    return "=".join(Path(part).name if "/" in part else part for part in word.split("="))
+
+
 def markdown(rows: list[Row], command: str, seconds: float) -> str:
     """The dated section for docs/benchmarks.md."""
     engines = sorted({row.peer for row in rows}, reverse=True)
@@ -231,7 +245,11 @@ def measure_all(models: list[Path], threads: list[int], seconds: float, wanted: 
 
 def main() -> int:
     """Measure and report; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="ingot next to ONNX Runtime or LiteRT")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="ingot next to ONNX Runtime or LiteRT",
+        epilog="scripts/bench --int8 compares float32 models after quantisation; scripts/bench --int8 --help says how",
+    )
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="ONNX or TFLite files")
     parser.add_argument("--threads", default="1,2", help="comma separated counts (default: 1,2)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each engine for each row (default: 10)")
@@ -244,7 +262,7 @@ def main() -> int:
         parser.error(f"--threads takes numbers with commas between them, not {args.threads!r}")
     try:
         wanted = ["openvino", "openvino-default"] if args.openvino else []
-        wanted += [name for name in OWN_PACKAGES if getattr(args, name)]
+        wanted += [name for name in OWN_PACKAGES if getattr(args, name, False)]
         counts = [int(n) for n in args.threads.split(",")]
         rows = measure_all(args.models or default_models(), counts, args.seconds, wanted)
     except ingot.IngotError as error:
@@ -254,8 +272,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     if not args.no_append:
-        files = {str(path): path.name for path in args.models}  # where they lie on this machine is nobody's concern
-        command = shlex.join(["scripts/bench", *(files.get(word, word) for word in sys.argv[1:])])
+        command = shlex.join(["scripts/bench", *map(without_folders, sys.argv[1:])])
         PAGE.write_text(PAGE.read_text("utf-8").rstrip() + "\n\n" + markdown(rows, command, args.seconds), "utf-8")
         print(f"added to {PAGE.relative_to(REPO)}")
     return 0
