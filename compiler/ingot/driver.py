@@ -109,7 +109,7 @@ def compile(
 
     report = _Reporter(progress)
     board = load_target(target)
-    _check_precision(precision, board, weights, calibrate, max_drop)
+    check_precision(precision, board, weights, calibrate, max_drop)
     measured = load_logs(board, None if log is None else Path(log), threads)
     report("import")
     sizes = batch_range(shape)
@@ -243,16 +243,43 @@ def relax_after(
     Raises OptionError for an unknown step, else what `compile` raises.
     """
     from ingot.passes.pipeline import run, text_of
-    from ingot.passes.state import State
 
     board = load_target(target)
-    _check_precision(precision, board, weights, calibrate, max_drop)
+    first = program_before(
+        path, board, shape=shape, bind=bind, state=state, precision=precision, weights=weights, calibrate=calibrate,
+        calibrator=calibrator, max_drop=max_drop,
+    )  # fmt: skip
+    return text_of(run(first, stop_after=step))
+
+
+def program_before(
+    path: str | os.PathLike[str],
+    board: Target,
+    *,
+    shape: Mapping[str, Sequence[Size]] | None = None,
+    bind: Mapping[str, Bindable] | None = None,
+    state: Mapping[str, Kept] | None = None,
+    precision: str = "fp32",
+    weights: str | None = None,
+    calibrate: Calibration | None = None,
+    calibrator: str = "auto",
+    max_drop: float | None = None,
+    progress: Progress | None = None,
+) -> State:
+    """Return a model's program before the first pass, quantised if that is asked for. The options are those of
+    `compile`; of several buckets it is the largest one's.
+
+    Raises what `compile` raises for its options and for the model.
+    """
+    from ingot.passes.state import State
+
+    check_precision(precision, board, weights, calibrate, max_drop)
     imported = _buckets(path, shape, bind, state)[-1]
     if weights is not None:
-        imported, _ = _store_weights(imported, board, weights, calibrate, None)
+        imported, _ = _store_weights(imported, board, weights, calibrate, progress)
     elif calibrate is not None:
-        imported, _ = _quantize(imported, board, calibrate, calibrator, max_drop, None)
-    return text_of(run(State(imported.module, imported.weights, imported, board, precision=precision), stop_after=step))
+        imported, _ = _quantize(imported, board, calibrate, calibrator, max_drop, progress)
+    return State(imported.module, imported.weights, imported, board, precision=precision)
 
 
 class _Reporter:
@@ -406,7 +433,7 @@ def _build_here(imported: Imported, folder: Path) -> Callable[[Mapping[str, Any]
     return run
 
 
-def _check_precision(
+def check_precision(
     precision: str, board: Target, weights: str | None, calibrate: Calibration | None, max_drop: float | None
 ) -> None:
     """Raise OptionError for a precision that does not exist, lacks its samples or that the target cannot convert.

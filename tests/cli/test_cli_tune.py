@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 
@@ -20,8 +21,10 @@ import loopback_sshd
 from autotune.small import small_model
 from ingot.autotune.log import log_path, read
 from ingot.autotune.lookup import load
+from ingot.frontend import import_model
 from ingot.target import load_target, native_target
 from loopback_sshd import Sshd
+from schedules.common import Branches
 from strict_skips import in_ci
 
 Ingot = Callable[..., Result]
@@ -89,6 +92,8 @@ def test_runs_killed_and_interrupted_in_the_middle_lose_nothing(tiny_model: Path
     [
         (["--minutes", "1", "--trials", "5"], ["do not go together"]),
         (["--board", "tcp://pi"], ["--board", "ssh://"]),
+        (["--precision", "half"], ["unknown precision", "bf16"]),
+        (["--precision", "int8"], ["int8 needs calibration samples"]),
         (["--target", "no-such-board"], ["no-such-board"]),
         (["--target", "raspberry-pi-4"], ["--board ssh://"]),
         (["--target", "raspberry-pi-4", "--board", "qemu:arm"], ["not of the target's kind", "qemu:aarch64"]),
@@ -141,21 +146,39 @@ def test_without_ssh_one_is_told_what_to_install(
 @pytest.mark.slow
 @pytest.mark.qemu
 def test_an_emulated_board_counts_into_a_log_of_its_own(
-    tiny_model: Path, tmp_path: Path, ingot: Ingot, qemu: Callable[[str], list[str]]
+    tmp_path: Path, ingot: Ingot, qemu: Callable[[str], list[str]]
 ) -> None:
+    """In half precision, whose kernels get made-up weights by the runner."""
     qemu("aarch64")
-    board = ["--target", "raspberry-pi-4", "--board", "qemu:aarch64"]
-    logs = tmp_path / "logs"
-    done = ingot("tune", tiny_model, *board, "--log", logs, "--trials", 3)
+    board = ["--target", "graviton-3", "--board", "qemu:aarch64", "--precision", "bf16"]
+    logs, model, layers = tmp_path / "logs", tmp_path / "half.onnx", Branches()
+    layers.conv(1, 64, 48, (7, 9), (3, 3), (1, 1), (1, 1, 1, 1), epilogue="relu")
+    model.write_bytes(layers.bytes())
+    done = ingot("tune", model, *board, "--log", logs, "--trials", 3)
     assert done.exit_code == 0, done.output
     assert "million instructions" in done.stdout
-    assert [path.name for path in logs.iterdir()] == ["raspberry-pi-4+instructions.jsonl"]
-    records, counts = read(log_path(logs, "raspberry-pi-4", instructions=True))
+    assert [path.name for path in logs.iterdir()] == ["graviton-3+instructions.jsonl"]
+    records, counts = read(log_path(logs, "graviton-3", instructions=True))
     assert counts.skipped == 0
-    assert all(r.board == "qemu:aarch64" for r in records)
+    assert all(r.board == "qemu:aarch64" and r.task.startswith("conv2d bf16 ") for r in records)
     assert sum(r.ok for r in records) >= 4
     # They are no times: no compile uses them.
-    assert not load(load_target("raspberry-pi-4"), logs, shipped=False).sources
+    assert not load(load_target("graviton-3"), logs, shipped=False).sources
+
+
+@pytest.mark.slow
+def test_a_model_that_is_quantised_while_compiling_is_tuned_as_such(
+    tiny_model: Path, tmp_path: Path, ingot: Ingot
+) -> None:
+    logs, how = tmp_path / "logs", ["--precision", "int8", "--calibrate", tmp_path / "samples.npz"]
+    shape = import_model(tiny_model).inputs[0].shape
+    np.savez(tmp_path / "samples.npz", x=np.random.default_rng(0).standard_normal((8, *shape[1:])).astype(np.float32))
+    done = ingot("tune", tiny_model, *how, "--log", logs, "--trials", 2)
+    assert done.exit_code == 0, done.output
+    records, _ = read(log_path(logs, native_target().log_name))
+    assert any("_int8 " in r.task for r in records if r.ok)
+    done = ingot("compile", tiny_model, *how, "--log", logs, "-o", tmp_path / "tiny.so", "--no-selftest")
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ def test_what_a_step_costs() -> None:
     choice = conv2d_amx.choose(layer, TDPBF16, board())
     assert choice is not None
     assert not choice.plan.copied
-    assert choice.config == Block(2, 2, 16, 32, 16)
+    assert choice.block == Block(2, 2, 16, 32, 16)
     for small in (MatmulWorkload((8,), 256, 64, "float32"), MatmulWorkload((64,), 31, 64, "float32")):
         assert conv2d_amx.choose(small, TDPBF16, board()) is None
     # 148 bytes are 37 groups, a prime number: a copy with more channels takes fewer steps.

@@ -121,7 +121,7 @@ def _fills(lowered: Any) -> tuple[tuple[Fill, ...], int]:  # noqa: ANN401 - pass
         factors = factorise(data) if len(stored) > 1024 else None
         if factors is not None:
             a, b = factors.a.tobytes(), factors.b.tobytes()
-            fills[offsets[value.id]] = Fill(offsets[value.id], len(stored), factors.dims, value.dtype, a, b)
+            fills[offsets[value.id]] = Fill(offsets[value.id], len(stored), factors.dims, factors.dtype, a, b)
         elif len(stored) <= STORED_BYTES:
             fills[offsets[value.id]] = Fill(offsets[value.id], len(stored), _STORED, value.dtype, stored, b"")
         else:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ingot.autotune.space import TEMPLATES, Encoded, decode
-from ingot.schedules import conv2d, winograd
+from ingot.schedules import conv2d, conv2d_half, winograd
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
+from ingot.schedules.half import HALVES
 from ingot.schedules.vector import ceil_div, registers
 from ingot.schedules.winograd import WinogradConfig
 
@@ -31,6 +32,7 @@ _OPERATORS = ("conv2d", "depthwise", "matmul")
 _WHOLE = "_int8"
 _FIELDS = (
     "pixels", "block", "unroll", "lanes", "size", "tiles", "parts", "order", "group", "prefetch", "rows", "vectors",
+    "down", "across", "copied",
 )  # fmt: skip
 
 
@@ -81,6 +83,8 @@ def formula(key: str, config: Any, target: Target) -> float | None:  # noqa: ANN
     workload = workload_of(key)
     if workload is None or key.startswith("depthwise"):
         return None
+    if isinstance(config, TileConfig) and key.split(maxsplit=2)[1] in HALVES:
+        return conv2d_half.cost(workload, config, target)
     if isinstance(config, TileConfig):
         return conv2d.cost(workload, config, target)
     if isinstance(config, WinogradConfig) and winograd.supports(workload, target):
@@ -106,6 +110,7 @@ def vector(key: str, encoded: Encoded, target: Target) -> np.ndarray | None:
     row = [
         *(float(parsed[0].removesuffix(_WHOLE) == name) for name in _OPERATORS),
         float(parsed[0].endswith(_WHOLE)),
+        float(parsed[1] in HALVES),
         *(float(isinstance(config, kind)) for kind in TEMPLATES.values()),
         *(float(v) for v in values.values()),
         *(_log(v) for v in (w.out_height, w.out_width, w.in_channels, w.out_channels, w.positions)),

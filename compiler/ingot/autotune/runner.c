@@ -165,8 +165,9 @@ static void put(uint8_t *data, int32_t dtype, uint64_t i, float value) {
     case INGOT_INT32: case INGOT_UINT32: ((int32_t *)(void *)data)[i] = whole; return;
     case INGOT_INT64: case INGOT_UINT64: ((int64_t *)(void *)data)[i] = whole; return;
     case INGOT_FLOAT64: ((double *)(void *)data)[i] = value; return;
-    case INGOT_BFLOAT16: ((uint16_t *)(void *)data)[i] = (uint16_t)(wide >> 16); return;
-    case INGOT_FLOAT16: /* normal numbers only, cut, not rounded */
+    case INGOT_BFLOAT16: ((uint16_t *)(void *)data)[i] = (uint16_t)((wide + 0x8000) >> 16); return;
+    case INGOT_FLOAT16: /* normal numbers only */
+        wide += 0x1000;
         ((uint16_t *)(void *)data)[i] =
             (uint16_t)(fabsf(value) < 1e-4f ? 0 : (wide >> 16 & 0x8000) | (((wide >> 13) - (112u << 10)) & 0x7fff));
         return;

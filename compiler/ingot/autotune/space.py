@@ -9,6 +9,7 @@ from typing import Any
 
 from ingot.schedules.batch_matmul import BatchMatmulConfig
 from ingot.schedules.conv2d import TileConfig
+from ingot.schedules.conv2d_amx import TilesConfig
 from ingot.schedules.depthwise import DepthwiseConfig
 from ingot.schedules.depthwise_int8 import DepthwiseInt8Config
 from ingot.schedules.rows import RowsConfig
@@ -22,6 +23,7 @@ TEMPLATES: dict[str, type] = {
     "depthwise_int8": DepthwiseInt8Config,
     "rows": RowsConfig,
     "batch_matmul": BatchMatmulConfig,
+    "amx": TilesConfig,
 }
 _NAMES = {kind: name for name, kind in TEMPLATES.items()}
 

@@ -1,13 +1,14 @@
 """What there is to tune in a model: the distinct kernels of templates, each as a tiny model of its own.
 
-A task is one `passes.picks.Choice` cut out of the program: the operator, what follows it in the same kernel, and the
-conversions before it. Candidates are made from it by the same passes that compile models, so what is measured is what
-will run. Weights keep their shapes and types alone; their values are made up (`weights.py`), so that a task is small
-enough to send anywhere.
+A task is one `passes.picks.Choice` cut out of the program as it is before the pass that chooses: the operator, what
+follows it in the same kernel, and the conversions before it. Candidates are made from it by the same passes that
+compile models, so what is measured is what will run. Weights keep their shapes and types alone; their values are made
+up (`weights.py`), so that a task is small enough to send anywhere.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,16 +26,18 @@ from ingot.passes.rewriter import bindings_of, dtype_of, op_name, rebuild, shape
 from ingot.passes.state import State
 from ingot.target import Target
 
-#: The pass whose choices are tuned; tasks are cut from the program as it is before it.
-_SELECT = "select_templates"
+#: The passes whose choices are tuned, in order.
+CHOOSING = ("half_layers", "select_templates")
 #: A task's kernels may use as much of an arena as they like; the model that uses a record checks its own.
 _WORKSPACE_BYTES = 1 << 40
 
 
 @dataclass(frozen=True)
 class Work:
-    """A task as plain data: its little module as JSON, and what its parameters are."""
+    """A task as plain data: its little module as JSON, what its parameters are, and the pass it was cut before."""
 
+    step: str
+    precision: str
     module: str = field(repr=False)
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -60,34 +63,36 @@ def tasks_of(state: State) -> list[Task]:
         choices.append(choice)
         return choice.default
 
-    select = next(step for step in PIPELINE if step.name == _SELECT)
-    select.run(state.having(picks=record))
-    groups, counts = Epilogues(state), {c.task: 0 for c in choices}
-    for choice in choices:
-        counts[choice.task] += 1
+    runs: Counter[str] = Counter()
     found: dict[str, Task] = {}
-    for choice in choices:
-        space = tuple(choice.space())
-        if choice.task in found or len(space) < 2:
-            continue
-        work = _cut(state, choice.call, groups[choice.call])
-        found[choice.task] = Task(choice.task, counts[choice.task], choice.default, space, work)
-    return list(found.values())
+    for step in PIPELINE[_place(CHOOSING[0]) : _place(CHOOSING[-1]) + 1]:
+        after = step.run(state.having(picks=record))
+        groups = Epilogues(state)
+        for choice in choices:
+            runs[choice.task] += 1
+            space = tuple(choice.space())
+            if choice.task not in found and len(space) > 1:
+                work = _cut(state, step.name, choice.call, groups[choice.call])
+                found[choice.task] = Task(choice.task, 0, choice.default, space, work)
+        choices.clear()
+        state = after.having(picks=state.picks)
+    return [replace(task, runs=runs[key]) for key, task in found.items()]
+
+
+def _place(name: str) -> int:
+    return [step.name for step in PIPELINE].index(name)
 
 
 def prepared(state: State) -> State:
-    """Run the passes before the one that chooses templates."""
-    for step in PIPELINE:
-        if step.name == _SELECT:
-            break
+    """Run the passes before the first that chooses."""
+    for step in PIPELINE[: _place(CHOOSING[0])]:
         state = step.run(state)
     return state
 
 
-def planned(state: State) -> State:
-    """Run the passes from the one that chooses templates on."""
-    names = [step.name for step in PIPELINE]
-    for step in PIPELINE[names.index(_SELECT) :]:
+def planned(state: State, first: str = CHOOSING[0]) -> State:
+    """Run the passes from the one named on: by default from the first that chooses."""
+    for step in PIPELINE[_place(first) :]:
         state = step.run(state)
     return state
 
@@ -98,8 +103,8 @@ def with_made_up_weights(state: State, name: str) -> State:
     return state.having(weights=weights, imported=replace(state.imported, name=name))
 
 
-def _cut(state: State, call: Any, group: Sequence[Any]) -> Work:  # noqa: ANN401
-    """Return the call with its group as a program of its own."""
+def _cut(state: State, step: str, call: Any, group: Sequence[Any]) -> Work:  # noqa: ANN401
+    """Return the call with its group as a program of its own, for the passes from `step` on."""
     main, weights = state.module["main"], state.weights
     definition = {binding.var: binding.value for binding in bindings_of(main)}
     weight_vars = set(main.params[state.n_inputs :])
@@ -143,6 +148,8 @@ def _cut(state: State, call: Any, group: Sequence[Any]) -> Work:  # noqa: ANN401
     specs = tuple(spec_of(f"w{i}", weights[str(var.name)]) for i, var in enumerate(used))
     out = chosen[-1][0]
     return Work(
+        step,
+        state.precision,
         text,
         tuple(TensorSpec(f"x{i}", dtype_of(v), shape_of(v)) for i, v in enumerate(inputs)),
         (TensorSpec("y", dtype_of(out), shape_of(out)),),
@@ -165,7 +172,7 @@ def state_of(work: Work, target: Target, name: str = "task") -> State:
         source_peak_bytes=_WORKSPACE_BYTES,
         notices=(),
     )
-    return State(module, weights, imported, target)
+    return State(module, weights, imported, target, precision=work.precision)
 
 
 def lowered_with(keyed: tuple[str, Work], config: Any, target: Target, name: str = "task") -> State:  # noqa: ANN401
@@ -180,7 +187,7 @@ def lowered_with(keyed: tuple[str, Work], config: Any, target: Target, name: str
         seen.append(choice.task)
         return config if choice.task == key else choice.default
 
-    state = planned(state_of(work, target, name).having(picks=pick))
+    state = planned(state_of(work, target, name).having(picks=pick), work.step)
     if key not in seen:
         raise CompilerError("a task is not what it was cut from", found=", ".join(seen), allowed=key)
     return state

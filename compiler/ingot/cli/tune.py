@@ -49,6 +49,8 @@ _ROWS = 12
 @click.option(
     "--log", type=PATH, default=DEFAULT_LOG, show_default=True, metavar="DIR", help="Where the measurements are kept."
 )
+@click.option("--precision", default="fp32", show_default=True, help="Arithmetic of float layers, as for compile.")
+@click.option("--calibrate", type=PATH, metavar="FILE", help="Samples for --precision int8, as for compile.")
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), default=1, show_default=True)
 @click.option("--builders", type=click.IntRange(1, 1024), help="Processes that compile. Default: one for each core.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the search.")
@@ -61,6 +63,8 @@ def command(
     minutes: float | None,
     trials: int | None,
     log: Path,
+    precision: str,
+    calibrate: Path | None,
     threads: int,
     builders: int | None,
     seed: int,
@@ -74,6 +78,8 @@ def command(
     \b
       ingot tune model.onnx --target raspberry-pi-4 --board ssh://pi@raspberrypi.local --minutes 30
       ingot compile model.onnx --target raspberry-pi-4 --log tuning_logs
+
+    With --precision and --calibrate, what is tuned is the program that `ingot compile` makes with the same options.
     """
     if minutes is not None and trials is not None:
         raise OptionError("--minutes and --trials do not go together", hint="leave one of them out")
@@ -91,16 +97,15 @@ def command(
     from ingot.autotune.task import prepared, tasks_of
     from ingot.autotune.tuner import Settings, Tuner
     from ingot.cli.console import clean, console
-    from ingot.frontend import import_model
-    from ingot.passes.state import State
+    from ingot.driver import check_precision, program_before
     from ingot.target import load_target
 
     out = console()
     machine = load_target(target or "native")
+    check_precision(precision, machine, None, calibrate, None)
     with _workers(cluster, builders, boards, machine) as (pool, board):
         out.print(f"board: {clean(board.name)}, {clean(board.probe())}", soft_wrap=True)
-        imported = import_model(model, shape)
-        state = prepared(State(imported.module, imported.weights, imported, machine))
+        state = prepared(program_before(model, machine, shape=shape, precision=precision, calibrate=calibrate))
         tasks = tasks_of(state)
         if not tasks:
             out.print(f"{clean(model)} has no kernel with a choice: there is nothing to tune")

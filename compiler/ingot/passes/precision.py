@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from tvm import relax, te
 
+from ingot.passes.picks import Chooser, conv2d_text, matmul_text
 from ingot.passes.rewriter import Rewriter, dtype_of, op_name, rewrite, shape_of
 from ingot.passes.state import LayerPrecision, State
 from ingot.passes.template_call import call_function, call_template
-from ingot.schedules import conv2d, conv2d_amx, conv2d_half, winograd
+from ingot.schedules import conv2d, conv2d_half, winograd
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload
 from ingot.schedules.half import Half, half_of
 from ingot.target import Target
@@ -37,7 +38,7 @@ def half_layers(state: State) -> State:
     half = half_of(state.precision)
     if half is None:
         return state
-    choice = _Choice(half, state.target)
+    choice = _Choice(half, state.target, Chooser(state))
     rewritten = rewrite(state, choice.visit)
     return rewritten.having(layers=tuple(choice.layers), macs=choice.macs)
 
@@ -48,6 +49,7 @@ class _Choice:
 
     half: Half
     target: Target
+    choose: Chooser
     layers: list[LayerPrecision] = field(default_factory=list)
     macs: int = 0
     narrowed: dict[Any, Any] = field(default_factory=dict)
@@ -77,7 +79,7 @@ class _Choice:
         workload = Conv2DWorkload(
             batch, height, width, channels, out_channels, kernel=(kh, kw), dtype="float32", **geometry
         )
-        choice = self._choose(rewriter, args[0], workload, weight)
+        choice = self._choose(rewriter, call, args[0], workload, weight)
         if isinstance(choice, str):
             return self._stays(label, choice)
         packed = rewriter.add_weight(f"{label}_packed", conv2d_half.pack_chosen(weight, choice, self.half))
@@ -93,7 +95,7 @@ class _Choice:
         product = MatmulWorkload(lead, k, n, "float32")
         workload = product.as_conv()
         ohwi = weight.T.reshape(n, 1, 1, k)
-        choice = self._choose(rewriter, args[0], product, weight)
+        choice = self._choose(rewriter, call, args[0], product, weight)
         if not isinstance(choice, str):
             packed = rewriter.add_weight(f"{label}_packed", conv2d_half.pack_chosen(ohwi, choice, self.half))
             function = conv2d_half.primitive(product, choice, self.half, self.target)
@@ -112,10 +114,11 @@ class _Choice:
     def _choose(
         self,
         rewriter: Rewriter,
+        call: Any,  # noqa: ANN401
         data: Any,  # noqa: ANN401
         layer: Conv2DWorkload | MatmulWorkload,
         weight: np.ndarray,
-    ) -> conv2d_half.Choice | conv2d_amx.Choice | str:
+    ) -> conv2d_half.Chosen | str:
         """Return how a layer should multiply in half precision, or why it should not."""
         target = self.target
         if not conv2d_half.multiplies(target, self.half):
@@ -130,7 +133,29 @@ class _Choice:
         if winograd.supports(workload, target):
             others += [winograd.cost(workload, c, target) for c in winograd.configs(workload, target, 1 << 40)]
         choice = conv2d_half.choose(layer, target, self.half)
-        return choice if choice is not None and choice.cost < min(others) else "float32 is estimated faster"
+        if choice is None or choice.cost >= min(others):
+            return "float32 is estimated faster"
+        return self._searched(call, choice, layer)
+
+    def _searched(
+        self,
+        call: Any,  # noqa: ANN401
+        choice: conv2d_half.Chosen,
+        layer: Conv2DWorkload | MatmulWorkload,
+    ) -> conv2d_half.Chosen:
+        """Return what is picked in place of the choice."""
+        found: dict[Any, conv2d_half.Chosen] = {choice.config: choice}
+
+        def space() -> list[Any]:
+            found.update({v.config: v for v in conv2d_half.variants(layer, self.target, self.half, choice)})
+            return list(found)
+
+        name = self.half.name
+        text = matmul_text(layer, name) if isinstance(layer, MatmulWorkload) else conv2d_text(layer, name)
+        config = self.choose(call, text, space, choice.config)
+        if config not in found:  # picked without a look at the space
+            space()
+        return found[config]
 
     def _stays(self, label: str, why: str) -> None:
         self.layers.append(LayerPrecision(label, "fp32", why))

@@ -13,7 +13,7 @@ from ingot.passes.picks import Chooser, integer_text
 from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shape_of, uses_of
 from ingot.passes.state import State
 from ingot.passes.template_call import call_function, call_template
-from ingot.schedules import conv2d, conv2d_amx, conv2d_int8, depthwise, depthwise_int8, winograd_int8
+from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8, winograd_int8
 from ingot.schedules.microkernels import weight_kind
 from ingot.schedules.padding import Dequantize
 
@@ -136,8 +136,7 @@ class IntegerLayers:
         choice = conv2d_int8.choose(workload, self.target, convert.dtype, ohwi, self.workspace.get(call, 0))
         if choice is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
             return None
-        if not isinstance(choice, conv2d_amx.Choice):
-            choice = self._searched(call, choice, workload, convert.dtype, ohwi)
+        choice = self._searched(call, choice, workload, convert.dtype, ohwi)
         bias, out_dtype = self._chain(rewriter, call)
         function = conv2d_int8.primitive(workload, choice, convert, out_dtype, self.target)
         packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_chosen(ohwi, choice))
@@ -152,17 +151,18 @@ class IntegerLayers:
     def _searched(
         self,
         call: Any,  # noqa: ANN401
-        choice: conv2d_int8.Choice | winograd_int8.Choice,
+        choice: conv2d_int8.Chosen,
         workload: conv2d.MatmulWorkload | conv2d.Conv2DWorkload,
         stored: str,
         weight: np.ndarray,
-    ) -> conv2d_int8.Choice | winograd_int8.Choice:
-        """Return what is picked in place of the choice; tiles of AMX have one config only."""
-        found: dict[Any, conv2d_int8.Choice | winograd_int8.Choice] = {choice.config: choice}
+    ) -> conv2d_int8.Chosen:
+        """Return what is picked in place of the choice."""
+        found: dict[Any, conv2d_int8.Chosen] = {choice.config: choice}
 
         def space() -> list[Any]:
             spare = self.workspace.get(call, 0)
-            found.update({v.config: v for v in conv2d_int8.variants(workload, self.target, weight, choice, spare)})
+            others = conv2d_int8.variants(workload, self.target, weight, choice, spare, stored)
+            found.update({other.config: other for other in others})
             return list(found)
 
         config = self.choose(call, integer_text(workload, stored, weight_kind(weight)), space, choice.config)

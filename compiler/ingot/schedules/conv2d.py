@@ -159,17 +159,24 @@ def variants(workload: Conv2DWorkload, target: Target) -> list[TileConfig]:
     tiles = configs(workload, target)
     found = [*tiles, *(tile for t in tiles if (tile := _with_prefetch(workload, t, target)) != t)]
     for tile in tiles:
-        blocks = ceil_div(workload.out_channels, tile.block)
-        patches = not workload.pointwise and not peels(workload, tile)
-        groups = [g for g in (1, 2, 4, 8, blocks) if g <= blocks and blocks % g == 0] if patches else [1]
-        steps = [u for u in (1, 2, 4, 8) if workload.in_channels % u == 0 and tile.pixels * u <= 64]
-        for unroll in dict.fromkeys((tile.unroll, *steps)):
-            for order in (POSITIONS_INNER, CHANNELS_INNER):
-                for group in dict.fromkeys(groups):
-                    found.append(TileConfig(tile.pixels, tile.block, unroll, order, group))
-                    if order == POSITIONS_INNER:
-                        found.append(replace(found[-1], prefetch=1))
+        for config in in_orders(workload, tile, copies=not workload.pointwise and not peels(workload, tile)):
+            found.append(config)
+            if config.order == POSITIONS_INNER:
+                found.append(replace(config, prefetch=1))
     return found
+
+
+def in_orders(workload: Conv2DWorkload, tile: TileConfig, *, copies: bool) -> list[TileConfig]:
+    """Return a tile in both orders, with shorter steps too, and in groups where a task `copies` its patch."""
+    blocks = ceil_div(workload.out_channels, tile.block)
+    groups = [g for g in (1, 2, 4, 8, blocks) if g <= blocks and blocks % g == 0] if copies else [1]
+    steps = [u for u in (1, 2, 4, 8) if workload.in_channels % u == 0 and tile.pixels * u <= 64]
+    return [
+        TileConfig(tile.pixels, tile.block, unroll, order, group)
+        for unroll in dict.fromkeys((tile.unroll, *steps))
+        for order in (POSITIONS_INNER, CHANNELS_INNER)
+        for group in dict.fromkeys(groups)
+    ]
 
 
 def default_config(workload: Conv2DWorkload, target: Target) -> TileConfig:

@@ -125,19 +125,39 @@ def half_tdp_of(target: Target, half: Half) -> Tdp | None:
 
 
 @dataclass(frozen=True)
+class TilesConfig:
+    """What a search chooses: `down` tiles of positions x `across` of channels a task, which reads the image where it
+    lies or a copy of it with `copied` channels (0: where it lies).
+    """
+
+    down: int
+    across: int
+    copied: int
+
+
+@dataclass(frozen=True)
 class Choice:
     """A layer's plan and block of tiles, and its estimated cycles of one core in the unit of `conv2d.cost`."""
 
     plan: Plan
-    config: Block
+    block: Block
     cost: float
+
+    @property
+    def config(self) -> TilesConfig:
+        """Return what tells it from the layer's other choices."""
+        return TilesConfig(self.block.down, self.block.across, self.plan.channels if self.plan.copied else 0)
+
+
+def choices(workload: Conv2DWorkload | MatmulWorkload, tdp: Tdp, target: Target) -> list[Choice]:
+    """Return all ways to compute a layer with an instruction; none for a layer that is too small."""
+    plans = [plan for plan in plans_of(workload, tdp) if fits(plan)]
+    return [Choice(p, block, cost(p, block, target)) for p in plans for block in configs(p)]
 
 
 def choose(workload: Conv2DWorkload | MatmulWorkload, tdp: Tdp, target: Target) -> Choice | None:
     """Return the fastest way to compute a layer with an instruction; None for one that is too small."""
-    plans = [plan for plan in plans_of(workload, tdp) if fits(plan)]
-    found = [Choice(p, c, cost(p, c, target)) for p in plans for c in configs(p)]
-    return min(found, key=lambda choice: choice.cost, default=None)
+    return min(choices(workload, tdp, target), key=lambda choice: choice.cost, default=None)
 
 
 def plans_of(workload: Conv2DWorkload | MatmulWorkload, tdp: Tdp) -> list[Plan]:

@@ -52,11 +52,16 @@ def matmul_workload(workload: MatmulWorkload) -> Conv2DWorkload:
 
 def matmul_config(workload: MatmulWorkload, target: Target) -> TileConfig:
     """Return the tile with the least estimated cost for a product: it joins rows of one outer dimension only."""
-    conv, lead = grouped(matmul_workload(workload)), (1, *workload.lead)
+    conv = grouped(matmul_workload(workload))
     if workload.positions == 1:
         return conv2d.default_tile(conv, target)
-    found = [c for c in conv2d.configs(conv, target) if c.pixels <= lead[-1] or lead[-2] % (c.pixels // lead[-1]) == 0]
-    return min(found, key=lambda c: (conv2d.cost(conv, c, target), -c.pixels, c.block))
+    return min(_joining(workload, target), key=lambda c: (conv2d.cost(conv, c, target), -c.pixels, c.block))
+
+
+def _joining(workload: MatmulWorkload, target: Target) -> list[TileConfig]:
+    """Return the tiles that join rows of one outer dimension only."""
+    tiles, lead = conv2d.configs(grouped(matmul_workload(workload)), target), (1, *workload.lead)
+    return [c for c in tiles if c.pixels <= lead[-1] or lead[-2] % (c.pixels // lead[-1]) == 0]
 
 
 def cost(workload: Conv2DWorkload, config: TileConfig, target: Target) -> float:
@@ -88,9 +93,9 @@ def multiplies(target: Target, half: Half) -> bool:
     return dot2_of(target, half) is not None or conv2d_amx.half_tdp_of(target, half) is not None
 
 
-def choose(workload: Conv2DWorkload | MatmulWorkload, target: Target, half: Half) -> Choice | conv2d_amx.Choice | None:
+def choose(workload: Conv2DWorkload | MatmulWorkload, target: Target, half: Half) -> Chosen | None:
     """Return the fastest of pairs, an instruction on two rows and one on tiles; None if none is for such a layer."""
-    found: list[Choice | conv2d_amx.Choice] = []
+    found: list[Chosen] = []
     tdp = conv2d_amx.half_tdp_of(target, half)
     tiles = conv2d_amx.choose(workload, tdp, target) if tdp is not None else None
     if tiles is not None:
@@ -107,21 +112,51 @@ def choose(workload: Conv2DWorkload | MatmulWorkload, target: Target, half: Half
     return min(found, key=lambda choice: choice.cost, default=None)
 
 
-def pack_chosen(weight: np.ndarray, choice: Choice | conv2d_amx.Choice, half: Half) -> np.ndarray:
+#: A way to compute a layer.
+Chosen = Choice | conv2d_amx.Choice
+
+
+def variants(layer: Conv2DWorkload | MatmulWorkload, target: Target, half: Half, chosen: Chosen) -> list[Chosen]:
+    """Return the space of a search around what `choose` has chosen, each with the chosen one's cost.
+
+    Tiles of AMX where the target has them; else or besides, pairs (or an instruction on two rows, if that is chosen)
+    with every tile, in both orders, with all steps, and in groups that share a patch.
+    """
+    found: list[Chosen] = []
+    tdp = conv2d_amx.half_tdp_of(target, half)
+    if tdp is not None:
+        found += [replace(choice, cost=chosen.cost) for choice in conv2d_amx.choices(layer, tdp, target)]
+    if dot2_of(target, half) is None:
+        return found
+    mmla = chosen.mmla if isinstance(chosen, Choice) else None
+    image = matmul_workload(layer) if isinstance(layer, MatmulWorkload) else layer
+    tiles = conv2d_mmla.configs(image, target) if mmla is not None else _tiles(layer, target)
+    return [*found, *(Choice(tile, mmla, chosen.cost) for tile in tiles)]
+
+
+def _tiles(layer: Conv2DWorkload | MatmulWorkload, target: Target) -> list[TileConfig]:
+    if isinstance(layer, MatmulWorkload):
+        inner, tiles = grouped(matmul_workload(layer)), _joining(layer, target)
+    else:
+        inner = grouped(layer)
+        tiles = conv2d.configs(inner, target)
+    ordered = (config for tile in tiles for config in conv2d.in_orders(inner, tile, copies=not inner.pointwise))
+    return [*tiles, *ordered]
+
+
+def pack_chosen(weight: np.ndarray, choice: Chosen, half: Half) -> np.ndarray:
     """Return OHWI float32 weights, rounded, as the layer reads them."""
     if isinstance(choice, conv2d_amx.Choice):
-        return conv2d_amx.pack_weight(half.round(weight), choice.plan, choice.config)
+        return conv2d_amx.pack_weight(half.round(weight), choice.plan, choice.block)
     if choice.mmla is None:
         return pack_weight(weight, choice.config.block, half)
     return conv2d_mmla.pack_weight(half.round(weight), choice.config.block, choice.mmla)
 
 
-def primitive(
-    workload: Conv2DWorkload | MatmulWorkload, choice: Choice | conv2d_amx.Choice, half: Half, target: Target
-) -> Any:  # noqa: ANN401 - a PrimFunc
+def primitive(workload: Conv2DWorkload | MatmulWorkload, choice: Chosen, half: Half, target: Target) -> Any:  # noqa: ANN401 - a PrimFunc
     """Return the PrimFunc (data in half precision, packed weight, output float32) of a layer."""
     if isinstance(choice, conv2d_amx.Choice):
-        return conv2d_amx.primitive(choice.plan, choice.config, target)
+        return conv2d_amx.primitive(choice.plan, choice.block, target)
     return te.create_prim_func(_tensors(workload, choice, half), index_dtype_override="int64")
 
 

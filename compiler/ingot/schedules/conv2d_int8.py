@@ -177,16 +177,20 @@ def variants(
     layer: Conv2DWorkload | MatmulWorkload,
     target: Target,
     weight: np.ndarray,
-    chosen: Choice | winograd_int8.Choice,
+    chosen: Chosen,
     workspace: int,
-) -> list[Choice | winograd_int8.Choice]:
+    stored: str,
+) -> list[Chosen]:
     """Return the space of a search around what `choose` has chosen, each with the chosen one's cost.
 
     The direct convolution has every tile, in both orders, with all steps, and in groups that share a patch.
     """
     workload = as_image(layer) if isinstance(layer, MatmulWorkload) else layer
     direct = chosen.instruction if isinstance(chosen, Choice) else dot_of(target, weight, workload.positions)
-    found: list[Choice | winograd_int8.Choice] = []
+    tdp = conv2d_amx.tdp_of(target, stored, weight)
+    found: list[Chosen] = []
+    if tdp is not None:
+        found += [replace(choice, cost=chosen.cost) for choice in conv2d_amx.choices(layer, tdp, target)]
     if isinstance(direct, Mmla):
         found += [Choice(direct, config, chosen.cost) for config in conv2d_mmla.configs(workload, target)]
     elif direct is not None:
@@ -205,17 +209,11 @@ def _tiles(workload: Conv2DWorkload, target: Target, dot: Dot) -> list[TileConfi
     for tile in conv2d.configs(inner, target):
         if joined and tile.pixels > MAX_PIXELS:
             continue
-        blocks = ceil_div(inner.out_channels, tile.block)
-        groups = [1]
-        if not (inner.pointwise or joined):
-            groups = [g for g in (1, 2, 4, 8, blocks) if g <= blocks and blocks % g == 0]
-        steps = [_steps(inner, tile, target, dot)]
-        steps += [u for u in (1, 2, 4, 8) if inner.in_channels % u == 0 and tile.pixels * u <= 64]
-        for unroll in dict.fromkeys((tile.unroll, *steps)):
-            found.append(replace(tile, unroll=unroll))
-            for order in (conv2d.POSITIONS_INNER, conv2d.CHANNELS_INNER):
-                found += [replace(tile, unroll=unroll, order=order, group=group) for group in dict.fromkeys(groups)]
-    return found
+        copies = not (inner.pointwise or joined)
+        for step in dict.fromkeys((tile.unroll, _steps(inner, tile, target, dot))):
+            stepped = conv2d.in_orders(inner, replace(tile, unroll=step), copies=copies)
+            found += [*(replace(tile, unroll=u) for u in dict.fromkeys(c.unroll for c in stepped)), *stepped]
+    return list(dict.fromkeys(found))
 
 
 def read_dtype(choice: Chosen) -> str:
@@ -234,7 +232,7 @@ def primitive(
 ) -> Any:  # noqa: ANN401 - a PrimFunc
     """Return the PrimFunc (data, packed weight, correction, output of `out_dtype`) of a layer."""
     if isinstance(choice, conv2d_amx.Choice):
-        return conv2d_amx.primitive(choice.plan, choice.config, target, convert.zero_point, out_dtype)
+        return conv2d_amx.primitive(choice.plan, choice.block, target, convert.zero_point, out_dtype)
     if isinstance(choice, winograd_int8.Choice):
         image = as_image(workload) if isinstance(workload, MatmulWorkload) else workload
         return winograd_int8.primitive(image, choice, convert, out_dtype, target)
@@ -267,7 +265,7 @@ def pack_chosen(weight: np.ndarray, choice: Chosen) -> np.ndarray:
     if isinstance(choice, winograd_int8.Choice):
         return winograd_int8.pack_weight(weight, choice)
     if isinstance(choice, conv2d_amx.Choice):
-        return conv2d_amx.pack_weight(weight, choice.plan, choice.config)
+        return conv2d_amx.pack_weight(weight, choice.plan, choice.block)
     used, block = choice.instruction, choice.config.block
     if choice.rows:
         weight = weight.reshape(*weight.shape[:2], 1, -1)
