@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,30 @@ def test_times_are_ratios_of_the_same_round() -> None:
     assert found[3].ratio == 1.5
     assert found[5].ratio == 1.25
     assert found[1].ns == 200
+
+
+def test_several_processes_count_with_their_median_and_their_range() -> None:
+    """Where a process's memory lies changes times for as long as it lives."""
+    slow = iter([(100, 120), (100, 90), (200, 180)])
+
+    def answer(ids: list[int]) -> Outcome:
+        one, two = next(slow)
+        return Outcome("ok", (line(1, [one] * 3), line(2, [two] * 3), *good([3, 4, 5])), "")
+
+    found = measure(Scripted(answer), Path("x"), replace(PLAN, processes=3))
+    assert found[2].processes == (1.2, 0.9, 0.9)
+    assert found[2].ratio == 0.9
+    assert found[2].noise == pytest.approx(0.15 / 0.9)
+    assert found[2].ns == 120
+
+
+def test_what_fails_in_one_process_of_several_failed() -> None:
+    errors = iter([0.0, 1.0])
+
+    def answer(ids: list[int]) -> Outcome:
+        return Outcome("ok", (line(1), line(2, error=next(errors)), *good([3, 4, 5])), "")
+
+    assert measure(Scripted(answer), Path("x"), replace(PLAN, processes=2))[2].status == "wrong_answer"
 
 
 @pytest.mark.parametrize("kind", ["crash", "timeout"])

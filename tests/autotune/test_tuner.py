@@ -124,7 +124,8 @@ def test_what_is_picked(folder: Path) -> None:
 
     assert pick() == c.default
     assert pick(record(key, encode(fast), 50), record(key, encode(slow), 80)) == fast
-    # Several times of one config count with their median.
+    # Several times of one config count with their median, of two the longer one.
+    assert pick(record(key, encode(fast), 50), *(record(key, encode(slow), ns) for ns in (10, 90))) == fast
     lucky = [record(key, encode(slow), ns) for ns in (10, 90, 90)]
     assert pick(record(key, encode(fast), 50), *lucky) == fast
     # A config that was rejected, crashed or was wrong once is not used.
@@ -157,7 +158,7 @@ def test_a_log_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 
 def comparison(ratio: float) -> Comparison:
-    return Comparison(1.0, ratio, ratio, 0.0, 0.0)
+    return Comparison(1.0, ratio, ratio, 0.0, 0.0, (ratio,) * 6)
 
 
 def test_settle_keeps_all_that_helps() -> None:
@@ -176,6 +177,21 @@ def test_settle_drops_what_makes_the_model_slower() -> None:
     assert set(kept) == {"a", "c", "d"}
     assert found is not None
     assert found.ratio < 1
+
+
+@pytest.mark.parametrize(
+    ("ratios", "faster"),
+    [
+        ((0.9,) * 6, True),
+        ((*(0.9,) * 5, 1.1), True),
+        ((*(0.5,) * 4, 1.1, 1.1), False),
+        ((0.9,), True),
+        ((1.1,), False),
+        ((), False),
+    ],
+)
+def test_what_counts_as_faster(ratios: tuple[float, ...], faster: bool) -> None:
+    assert Comparison(1.0, 0.9, 0.9, 0.0, 0.0, ratios).faster is faster
 
 
 @pytest.mark.parametrize("result", [None, comparison(1.5)])

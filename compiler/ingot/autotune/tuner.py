@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 BATCH = 24
 #: Candidates of one task in a batch: few when nothing is known of any task, more later.
 FIRST, LATER = 3, 12
-#: At the end the fastest configs of each task are measured again, in more rounds.
-FINALISTS, FINAL_ROUNDS = 3, 9
+#: At the end the fastest configs of each task are measured again, longer and in several processes.
+FINALISTS, FINAL_ROUNDS, FINAL_PROCESSES = 3, 5, 3
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,8 @@ class Tuner:
         """Link these tasks' candidates into one executable and run it on a board."""
         plan = Plan([[b.id for b in g.built] for g in groups], self.settings.threads)
         if rounds is not None:
-            plan = Plan(plan.groups, plan.threads, rounds, 2 * plan.microseconds)
+            processes = FINAL_PROCESSES if self.board.unit == "ns" else 1
+            plan = Plan(plan.groups, plan.threads, rounds, 2 * plan.microseconds, processes=processes)
         with tempfile.TemporaryDirectory(prefix="ingot-") as temporary:
             executable = Path(temporary) / "candidates"
             link_batch(groups, self.target, executable)

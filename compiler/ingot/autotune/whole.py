@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ingot.passes.picks import Choice
     from ingot.passes.state import State
 
-_ROUNDS, _MICROSECONDS = 15, 20_000
+_PROCESSES, _ROUNDS, _MICROSECONDS = 6, 5, 20_000
 #: Whole models round differently in many places at once.
 _ERROR_LIMIT = 2e-2
 #: A model on a slow or crowded board is no hang.
@@ -28,13 +28,22 @@ _MOST_BUILDS = 7
 
 @dataclass(frozen=True)
 class Comparison:
-    """Median nanoseconds of an inference before and after, the median ratio after / before, and its noise."""
+    """Median nanoseconds of an inference before and after, the median ratio after / before, and its noise.
+
+    processes: the ratio in each process that was measured.
+    """
 
     before: float
     after: float
     ratio: float
     noise: float
     error: float
+    processes: tuple[float, ...] = ()
+
+    @property
+    def faster(self) -> bool:
+        """Say whether it was so in all processes but one: by chance that happens once in nine times with six."""
+        return sum(ratio < 1 for ratio in self.processes) > max(0, len(self.processes) - 2)
 
 
 class WholeModel:
@@ -61,7 +70,9 @@ class WholeModel:
         other = self._built(configs)
         imported, target = self.state.imported, self.state.target
         group = Group(imported.inputs, imported.outputs, (self._default, other))
-        plan = Plan([[self._default.id, other.id]], self.threads, _ROUNDS, _MICROSECONDS, _ERROR_LIMIT, _LIMIT_S)
+        processes = _PROCESSES if self.board.unit == "ns" else 1  # instructions repeat exactly
+        ids = [[self._default.id, other.id]]
+        plan = Plan(ids, self.threads, _ROUNDS, _MICROSECONDS, _ERROR_LIMIT, _LIMIT_S, processes)
         with tempfile.TemporaryDirectory(prefix="ingot-") as temporary:
             executable = Path(temporary) / "candidates"
             link_batch([group], target, executable)
@@ -73,7 +84,7 @@ class WholeModel:
 def _comparison(before: Measured, after: Measured) -> Comparison | None:
     if before.ns is None or after.ns is None or after.ratio is None:
         return None
-    return Comparison(before.ns, after.ns, after.ratio, after.noise, after.error)
+    return Comparison(before.ns, after.ns, after.ratio, after.noise, after.error, after.processes)
 
 
 def settle(
@@ -89,7 +100,7 @@ def settle(
         return {}, None
     order = sorted(configs, key=lambda key: (-weights.get(key, 0.0), key))
     result = compare(configs)
-    if result is not None and result.ratio < 1:
+    if result is not None and result.faster:
         return dict(configs), result
     kept: dict[str, Any] = {}
     best: Comparison | None = None
@@ -102,7 +113,7 @@ def settle(
         trial = {**kept, **{key: configs[key] for key in part}}
         result = compare(trial)
         builds += 1
-        if result is not None and result.ratio < (best.ratio if best is not None else 1.0):
+        if result is not None and result.faster and (best is None or result.ratio < best.ratio):
             kept, best = trial, result
         elif len(part) > 1:
             middle = (len(part) + 1) // 2
