@@ -302,7 +302,8 @@ static double compare(const uint8_t *wanted, const uint8_t *found, tensor what) 
 static void load(state *s, const candidate *what) {
     s->what = what;
     s->alive = true;
-    s->arena = take(what->arena_bytes);
+    s->arena = rt_allocate(what->arena_bytes ? (size_t)what->arena_bytes : 1); /* as a model's */
+    if (!s->arena) die("not enough memory for a candidate");
     s->weights = take(what->weights_bytes);
     memset(s->arena, 0, (size_t)what->arena_bytes);
     for (int32_t i = 0; i < what->n_fills; i++) expand(&what->fills[i], s->weights);

@@ -215,7 +215,7 @@ static ingot_status rt_create(const ingot_options *options, ingot_model **result
     if (memory && options->memory_bytes < needed)
         return rt_fail(error, size, INGOT_ERR_MEMORY, "memory_bytes is %llu, needed are %llu",
                        (unsigned long long)options->memory_bytes, (unsigned long long)needed);
-    if (!memory && posix_memalign(&memory, RT_LINE, needed) != 0)
+    if (!memory && !(memory = rt_allocate(needed)))
         return rt_fail(error, size, INGOT_ERR_MEMORY, "%llu bytes could not be allocated", (unsigned long long)needed);
 
     ingot_model *model = memory;
