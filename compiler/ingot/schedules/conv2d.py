@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from tvm import te, tirx
 
-from ingot.schedules import groups, prefetch
+from ingot.schedules import groups, prefetch, tile_order
 from ingot.schedules.border import guarded_load, mark, specialise
 from ingot.schedules.indices import ravel, unravel
 from ingot.schedules.lanes import LANES, mark_lanes
@@ -180,8 +180,13 @@ def in_orders(workload: Conv2DWorkload, tile: TileConfig, *, copies: bool) -> li
 
 
 def default_config(workload: Conv2DWorkload, target: Target) -> TileConfig:
-    """Return the tile with the least estimated cost, which fetches weights ahead where that pays."""
-    return _with_prefetch(workload, default_tile(workload, target), target)
+    """Return the tile with the least estimated cost, in the order that reads less, with the prefetch that pays."""
+    tile = default_tile(workload, target)
+    if not workload.pointwise or workload.groups > 1 or workload.positions == 1:
+        return _with_prefetch(workload, tile, target)
+    if tile_order.channels_inner(workload, tile, target):
+        return replace(tile, order=CHANNELS_INNER)
+    return _with_prefetch(workload, replace(tile, order=POSITIONS_INNER), target)
 
 
 def _with_prefetch(workload: Conv2DWorkload, config: TileConfig, target: Target) -> TileConfig:
@@ -470,7 +475,9 @@ def schedule(
     axis become one instruction; without, the lanes are a vector FMA.
     """
     lanes = registers(target).lanes
-    channels_first = config.order == POSITIONS_INNER or (not config.order and _weights_stay(sch, anchor, config))
+    channels_first = config.order == POSITIONS_INNER or (
+        not config.order and tile_order.weights_stay(sch, anchor, config)
+    )
     window, shared, of_group = (_take(sch, anchor, name) for name in (WINDOW, SHARED, groups.GROUPED))
     kinds = [int(item.iter_type) for item in sch.get(anchor).iter_vars]
     n_reduce = kinds.count(_REDUCTION)
@@ -582,18 +589,3 @@ def finish(function: Any, block: str, config: TileConfig, target: Target) -> Any
     """
     lanes = uses_lanes(target, config.unroll)
     return prefetch.insert(specialise(mark_lanes(function, block + "_update") if lanes else function))
-
-
-def _weights_stay(sch: Any, anchor: Any, config: TileConfig) -> bool:  # noqa: ANN401
-    """Say whether one block of output channels should visit all positions before the next block starts.
-
-    Compares the bytes each order reads again: the activations once per block of channels, or all weights once per
-    row of tiles.
-    """
-    node = sch.get(anchor)
-    sizes = [int(np.prod([int(d) for d in r.source.shape], dtype=np.int64)) for r in node.reads[-2:]]
-    out_shape = [int(d) for d in node.writes[0].source.shape]
-    blocks = ceil_div(out_shape[-1], config.block)
-    joined = len(out_shape) == 2
-    rows = out_shape[0] // config.pixels if joined else max(1, int(np.prod(out_shape[:-2], dtype=np.int64)))
-    return sizes[0] * blocks <= sizes[1] * rows
