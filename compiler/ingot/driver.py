@@ -369,14 +369,15 @@ def _quantize(
     progress: Progress | None,
 ) -> tuple[Imported, Report]:
     """Return the model with its layers quantised after training, and what was decided for each."""
+    from ingot.quantize.prepare import prepare
     from ingot.quantize.ptq import Options, check, quantize
 
     check(Options(calibrator, max_drop))
+    prepared = prepare(imported, board)  # a model that cannot be quantised is said to be so before its samples are read
     samples = _samples(imported, calibrate)
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
         quantized, report = quantize(
-            imported,
-            board,
+            prepared,
             samples,
             Options(calibrator, max_drop, samples.labels),
             build=lambda model: _build_here(model, Path(folder)),
@@ -389,13 +390,14 @@ def _store_weights(
     imported: Imported, board: Target, weights: str, calibrate: Calibration | None, progress: Progress | None
 ) -> tuple[Imported, Report]:
     """Return the model with its layers' weights in few bits, and what that did to each."""
+    from ingot.quantize.prepare import prepare
     from ingot.quantize.weight_only import format_named, store_weights
 
+    prepared = prepare(imported, board)
     samples = _samples(imported, calibrate) if calibrate is not None else None
     with tempfile.TemporaryDirectory(prefix="ingot-") as folder:
         done, report = store_weights(
-            imported,
-            board,
+            prepared,
             format_named(weights),
             samples,
             build=lambda model: _build_here(model, Path(folder)),

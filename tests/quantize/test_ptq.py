@@ -151,6 +151,20 @@ def test_an_already_quantised_model_is_refused(tmp_path: Path, net: Path) -> Non
         ingot.compile(tmp_path / "q.onnx", precision="int8", calibrate={"x": np.ones((8, 4), np.float32)})
 
 
+def test_that_a_model_is_quantised_is_said_before_its_samples_are_looked_at(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["d"]),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    weights = {"s": np.array(0.1, np.float32), "z": np.array(3, np.uint8)}
+    onnx.save(model_of(nodes, {"x": ("uint8", (1, 4))}, ["y"], weights), tmp_path / "q.onnx")
+    np.savez(tmp_path / "float.npz", x=np.ones((8, 4), np.float32))
+    for options in ({"precision": "int8"}, {"weights": "int8"}):
+        for samples in (tmp_path / "float.npz", tmp_path / "none.npz", {"x": np.ones((8, 4), np.float32)}):
+            with pytest.raises(OptionError, match="quantised already"):
+                ingot.compile(tmp_path / "q.onnx", calibrate=samples, **options)  # type: ignore[arg-type]
+
+
 def test_bindings_stay_one_block(graph: Graph) -> None:
     assert len(bindings_of(graph.main)) == len(graph.bindings)
 
@@ -167,3 +181,28 @@ def test_layers_of_rows_are_layers(tmp_path: Path) -> None:
     onnx.save(model_of(nodes, {"x": ("float32", (1, 4, 30))}, ["y"], weights), path)
     graph = Graph(prepare(import_model(path), load_target("native")))
     assert [layer.kind for layer in graph.layers.values()] == ["conv2d", "depthwise"]
+
+
+def test_rows_of_a_table_are_decoded_as_they_are_looked_up(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    table = (random.standard_normal((90, 40)) * np.geomspace(0.01, 10, 90)[:, None]).astype(np.float32)
+    table[7] = 0
+    nodes = [
+        helper.make_node("Gather", ["t", "x"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["y"]),
+    ]
+    weights = {"t": table, "w": random.standard_normal((40, 24)).astype(np.float32)}
+    onnx.save(model_of(nodes, {"x": ("int64", (1, 5))}, ["rows", "y"], weights), tmp_path / "rows.onnx")
+    samples = {"x": random.integers(0, 90, (16, 5))}
+    artifact = ingot.compile(tmp_path / "rows.onnx", precision="int8", calibrate=samples, selftest=False)
+    index = np.array([[0, 89, -1, 7, 33]])
+    scales = np.abs(table).max(1, keepdims=True) / np.float32(127)
+    wanted = (np.rint(table / np.where(scales > 0, scales, 1)) * scales)[index]
+    rows, product = ingot.load(artifact.save(tmp_path / "rows.so"))(index)
+    assert np.allclose(rows, wanted, rtol=1e-6, atol=0)
+    assert sqnr(table[index] @ weights["w"], product) > 30
+    assert artifact.metadata["weights_bytes"] < 0.4 * (table.nbytes + weights["w"].nbytes)
+    report = artifact.quantization
+    assert report is not None and [(layer.kind, layer.decision) for layer in report.layers][-1] == ("take", "int8")
+    exact = ingot.compile(tmp_path / "rows.onnx", precision="int8", calibrate=samples, max_drop=0.0, selftest=False)
+    assert np.array_equal(ingot.load(exact.save(tmp_path / "exact.so"))(index)[0], table[index])

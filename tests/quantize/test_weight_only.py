@@ -22,6 +22,7 @@ from ingot.passes.state import State
 from ingot.passes.stored_weights import is_stored
 from ingot.quantize import weight_only
 from ingot.quantize.codes import encode, k_means
+from ingot.quantize.prepare import prepare
 from ingot.quantize.weight_only import format_named, store_weights
 from ingot.schedules.stored import FORMATS, GROUP, StoredWeight, pack_codes, power_levels
 from ingot.target import load_target
@@ -46,7 +47,9 @@ def check(branches: Branches, folder: Path, target: str, form: str, inputs: dict
     """Compare with ONNX Runtime on the decoded weights. inputs: where input channels lie, by the weights' rank."""
     state = onnx_state(branches.bytes(), folder, target)
     build = lambda _: pytest.fail("there is nothing to run")  # noqa: E731
-    done, _ = store_weights(state.imported, state.target, format_named(form), None, build=build, tick=lambda *_: None)
+    done, _ = store_weights(
+        prepare(state.imported, state.target), format_named(form), None, build=build, tick=lambda *_: None
+    )
     state = State(done.module, done.weights, done, state.target)
     reader, count = Rewriter(state, lambda *_: None), 0
     for binding in bindings_of(state.module["main"]):

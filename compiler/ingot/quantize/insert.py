@@ -13,13 +13,19 @@ from ingot.frontend.interface import Imported
 from ingot.passes.rewriter import Rewriter, op_name, outputs_of, rebuild, shape_of
 from ingot.quantize.affine import Affine
 from ingot.quantize.graph import Expr, Graph, Placement
+from ingot.quantize.tables import looked_up
 from ingot.quantize.weights import QuantizedWeights
+from ingot.schedules.stored import StoredWeight
 
 Array = np.ndarray[Any, Any]
 
 
 def insert(
-    graph: Graph, placement: Placement, affine: Mapping[Expr, Affine], weights: Mapping[str, QuantizedWeights]
+    graph: Graph,
+    placement: Placement,
+    affine: Mapping[Expr, Affine],
+    weights: Mapping[str, QuantizedWeights],
+    tables: Mapping[Expr, StoredWeight],
 ) -> Imported:
     """Return the model in the form an imported model with quantize and dequantize has.
 
@@ -27,6 +33,7 @@ def insert(
     Case 2: the weights of a layer are the dequantize of int8 values, with a scale per output channel.
     Case 3: the shift of a layer goes into the constant that is added to its result, if there is one, else into a new
             one; the sum is rounded to what int32 can add to the layer's sums.
+    Case 4: the variables of `tables` are rows of a table, which are decoded as they are read.
     Other readers of a stored tensor read the stored values too, so that it is in memory once; the model's own outputs
     are what was computed.
     """
@@ -53,6 +60,8 @@ def insert(
     def visit(rewriter: Rewriter, call: Expr, args: list[Expr]) -> Expr | None:
         args = [read(rewriter, old, new) for old, new in zip(call.args, args, strict=True)]
         var = graph.variable[call]
+        if var in tables:
+            return looked_up(rewriter, call, args, tables[var])
         layer = graph.layer_of.get(var)
         if layer is not None and var in placement.integer:
             quantized = weights[layer.name]

@@ -14,15 +14,13 @@ from ingot.target import Target
 
 
 def prepare(imported: Imported, target: Target) -> State:
-    """Return the model as its layers will be: rows as images, constants folded, norms in the weights."""
+    """Return the model as its layers will be: rows as images, constants folded, norms in the weights.
+
+    Raises OptionError if layers of the model are quantised already.
+    """
     state = State(imported.module, dict(imported.weights), imported, target)
     for step in (simplify, rows_as_images, fold_constants, fold_batch_norm):
         state = step(state)
-    return state
-
-
-def unquantized(state: State) -> State:
-    """Return the state. Raises OptionError if layers of the model are quantised already."""
     for binding in bindings_of(state.module["main"]):
         if op_name(binding.value) in ("relax.quantize", "relax.dequantize"):
             raise OptionError(

@@ -14,13 +14,14 @@ from ingot.quantize.calibrators import CALIBRATORS, range_of
 from ingot.quantize.graph import Expr, Graph, bounds_of, place
 from ingot.quantize.insert import insert
 from ingot.quantize.observe import Build, Observer, Samples, Tick, run_on
-from ingot.quantize.prepare import prepare, unquantized
 from ingot.quantize.report import LayerReport, Report
 from ingot.quantize.search import accuracy, decibels, fewest, layer_noise, relative_error
 from ingot.quantize.sensitivity import Sensitivity, cost_most
 from ingot.quantize.speed import estimate, slower
+from ingot.quantize.tables import table_in, tables_of
 from ingot.quantize.weights import QuantizedWeights, quantize_layer
 from ingot.schedules.conv2d_int8 import preferred_activation
+from ingot.schedules.stored import FORMATS, StoredWeight
 from ingot.target import Target
 
 #: Stands for the calibrator that is best on samples which calibration has not seen. It is not searched for: on the
@@ -33,6 +34,7 @@ _MOVED = 0.97
 #: An error of the outputs over their size that no layer need stay in float for (30 dB), and the share of a larger one
 #: that must be left if some do.
 _ENOUGH, _LEFT = 10**-1.5, 0.9
+_HARMFUL = "among the noisiest layers: the limit needs it"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def check(options: Options) -> None:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One way to quantise all layers: the stored form of each tensor, the weights, the noise of each layer.
+    """One way to quantise all layers: the stored form of each tensor, the weights, the noise of each layer and table.
 
     error: of the whole model's outputs on the samples, over their size.
     """
@@ -75,22 +77,35 @@ class _Candidate:
     error: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A table whose rows are looked up, as it is stored, and its noise power over its power."""
+
+    name: str
+    weight: StoredWeight
+    noise: float
+
+
 class _Plan:
     """One form of the float model: its layers, those that are slower in 8 bits, and what its tensors hold."""
 
-    def __init__(self, state: State, target: Target, samples: Samples, build: Build, tick: Tick) -> None:
-        self.graph, self.target = Graph(state), target
+    def __init__(
+        self, graph: Graph, target: Target, tables: Sequence[_Table], samples: Samples, build: Build, tick: Tick
+    ) -> None:
+        self.graph, self.target = graph, target
+        self.tables = dict(zip(tables_of(graph), tables, strict=True))
         self.estimates = {layer.name: estimate(layer, target) for layer in self.graph.layers.values()}
         self.slow = slower(self.graph.layers.values(), self.estimates)
         self.placement = place(self.graph, self.slow)
-        self.observer = Observer(state, self.placement, samples, build, tick)
+        self.observer = Observer(graph.state, self.placement, samples, build, tick)
         axes = {layer.data: layer.data_axis for layer in self.graph.layers.values()}
         self.channels = self.observer.channels(axes)
         self.seen = self.observer.histograms(self.channels, bounds_of(self.graph))
 
     def model(self, candidate: _Candidate, in_float: frozenset[str] = frozenset()) -> Imported:
-        """Return the quantised model with the named layers left in float besides the slow ones."""
-        return insert(self.graph, place(self.graph, self.slow | in_float), candidate.affine, candidate.weights)
+        """Return the quantised model with the named layers and tables left in float besides the slow ones."""
+        tables = {var: table.weight for var, table in self.tables.items() if table.name not in in_float}
+        return insert(self.graph, place(self.graph, self.slow | in_float), candidate.affine, candidate.weights, tables)
 
     def balanced(self) -> tuple[State, int]:
         """Return the program with scale moved between layers where that should pay, and between how many."""
@@ -109,29 +124,32 @@ class _Plan:
             layer.name: layer_noise(layer, moments[layer.name], affine[layer.data], weights[layer.name])
             for layer in layers
         }
+        noise.update((table.name, table.noise) for table in self.tables.values())
         found = _Candidate(calibrator, affine, weights, noise)
         return replace(found, error=compared.error(self.model(found)))
 
 
-def quantize(
-    imported: Imported, target: Target, samples: Samples, options: Options, *, build: Build, tick: Tick
-) -> tuple[Imported, Report]:
+def quantize(state: State, samples: Samples, options: Options, *, build: Build, tick: Tick) -> tuple[Imported, Report]:
     """Return the model with the layers that are faster so on 8-bit tensors, and what was decided.
+
+    state: of `prepare.prepare`.
 
     Case 1: a layer whose integer kernel is not estimated faster on the target stays in float (`speed`).
     Case 2: scale moves between layers (`balance`) if that lowers the error of the outputs on the samples enough.
     Case 3: with a limit, the noisiest layers stay in float, as few as keep the whole model within it (`search`).
     Case 4: without, where the outputs' error is large, a few small layers that cause most of it do (`sensitivity`).
-    Raises OptionError for options that cannot be, and for a model that is quantised already.
+    Raises OptionError for options that cannot be.
     """
     check(options)
-    plan = _Plan(unquantized(prepare(imported, target)), target, samples, build, tick)
+    graph, target = Graph(state), state.target
+    tables = _tables(graph)
+    plan = _Plan(graph, target, tables, samples, build, tick)
     compared = _Compared(plan.observer.reference[:_COMPARED], samples, options, build, tick)
     best = plan.candidate(CHOSEN if options.calibrator == AUTO else options.calibrator, compared)
     plain, pairs = (plan, best), 0
-    state, found = plan.balanced()
+    moved, found = plan.balanced()
     if found:
-        other = _Plan(state, target, samples, build, tick)
+        other = _Plan(Graph(moved), target, tables, samples, build, tick)
         instead = other.candidate(best.calibrator, compared)
         if instead.error < _MOVED * best.error:
             plan, best, pairs = other, instead, found
@@ -141,13 +159,12 @@ def quantize(
         small = _small_and_harmful(plan, best, compared, samples, build)
     else:
         limit = options.max_drop
-        order = sorted(best.weights, key=lambda name: -best.noise[name])
+        order = sorted(best.noise, key=lambda name: -best.noise[name])
         harmful = fewest(order, lambda names: compared.drop(plan.model(best, names)) <= limit)
         if len(harmful) == len(order):  # the float model as it was, to the last bit
             (plan, best), pairs = plain, 0
-            harmful = frozenset(best.weights)
+            harmful = frozenset(best.noise)
     done = plan.model(best, harmful | small)
-    left = [name for name in plan.graph.layers if name in best.weights and name not in harmful | small]
     report = Report(
         layers=tuple(_layer_reports(plan, best, harmful, small)),
         calibrator=best.calibrator,
@@ -160,7 +177,18 @@ def quantize(
         balanced=pairs,
         gained_db=round(decibels(best.error**2) - decibels(plain[1].error ** 2), 2),
     )
-    return replace(done, notices=(*done.notices, *_notices(plan.graph, plan.slow, harmful, small, left))), report
+    return replace(done, notices=(*done.notices, *_notices(report, len(plan.slow), len(harmful), len(small)))), report
+
+
+def _tables(graph: Graph) -> list[_Table]:
+    """Return the tables of a program with a scale for each row; their names are none of layers."""
+    found: list[_Table] = []
+    for var, value in tables_of(graph).items():
+        name = str(var.name)
+        while name in graph.layers or any(name == other.name for other in found):
+            name += "_"
+        found.append(_Table(name, *table_in(value, FORMATS["int8"])))
+    return found
 
 
 def _small_and_harmful(
@@ -219,7 +247,7 @@ def _layer_reports(plan: _Plan, best: _Candidate, harmful: frozenset[str], small
             if cost is None or cost.pays:
                 reason += ", with the layers that read the same"
         elif layer.name in harmful:
-            decision, reason = "float32", "among the noisiest layers: the limit needs it"
+            decision, reason = "float32", _HARMFUL
         elif layer.name in small:
             decision, reason = "float32", "small, and costs the outputs most"
         numbers = best.affine.get(layer.data)
@@ -235,22 +263,32 @@ def _layer_reports(plan: _Plan, best: _Candidate, harmful: frozenset[str], small
                 range=numbers.span if numbers is not None else None,
             )
         )
+    for table in plan.tables.values():
+        held = table.name not in harmful
+        reports.append(
+            LayerReport(
+                name=table.name,
+                kind="take",
+                macs=0,
+                decision="int8" if held else "float32",
+                reason=f"{table.weight.share:.1%} of its size" if held else _HARMFUL,
+                sqnr_db=decibels(table.noise),
+            )
+        )
     return reports
 
 
-def _notices(
-    graph: Graph, slow: frozenset[str], harmful: frozenset[str], small: frozenset[str], left: list[str]
-) -> list[str]:
-    """Return what the user should know about layers that stay in float."""
-    found = []
-    if not graph.layers:
+def _notices(report: Report, slow: int, harmful: int, small: int) -> list[str]:
+    """Return what the user should know about layers that stay in float, given how many do for which reason."""
+    if not report.layers:
         return ["the model has no layer that can be quantised: it stays as it is"]
+    found, of_all = [], f"of {len(report.layers)} layers stay in float"
     if slow:
-        found.append(f"{len(slow)} of {len(graph.layers)} layers stay in float: int8 is not estimated faster there")
+        found.append(f"{slow} {of_all}: int8 is not estimated faster there")
     if harmful:
-        found.append(f"{len(harmful)} of {len(graph.layers)} layers stay in float to hold the limit")
+        found.append(f"{harmful} {of_all} to hold the limit")
     if small:
-        found.append(f"{len(small)} of {len(graph.layers)} layers stay in float: small, and they cost the outputs most")
-    if not left:
+        found.append(f"{small} {of_all}: small, and they cost the outputs most")
+    if all(layer.decision == "float32" for layer in report.layers):
         found.append("no layer is quantised")
     return found

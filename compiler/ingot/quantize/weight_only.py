@@ -11,22 +11,20 @@ from tvm import relax
 
 from ingot.errors import OptionError
 from ingot.frontend.interface import Imported
-from ingot.passes.rewriter import Rewriter, op_name, rebuild, shape_of
+from ingot.passes.rewriter import Rewriter, rebuild, shape_of
+from ingot.passes.state import State
 from ingot.passes.stored_weights import stored_call
 from ingot.quantize.codes import encode
 from ingot.quantize.graph import Expr, Graph, Layer, Placement
 from ingot.quantize.observe import Build, Observer, Samples, Tick, run_on
 from ingot.quantize.patches import Moments, as_rows, from_rows
-from ingot.quantize.prepare import prepare, unquantized
 from ingot.quantize.report import LayerReport, Report
 from ingot.quantize.search import decibels, relative_error, relative_power
+from ingot.quantize.tables import SMALLEST, looked_up, table_in, tables_of
 from ingot.schedules.stored import FORMATS, StoredWeight, WeightFormat
-from ingot.target import Target
 
 Array = np.ndarray[Any, Any]
 
-#: A weight of fewer elements stays as it is: its scales and its decoding would cost more than it saves.
-SMALLEST = 256
 #: Samples on which the whole model is compared with the float one, at most.
 _COMPARED = 100
 
@@ -48,20 +46,21 @@ class _Stored:
 
 
 def store_weights(
-    imported: Imported, target: Target, form: WeightFormat, samples: Samples | None, *, build: Build, tick: Tick
+    state: State, form: WeightFormat, samples: Samples | None, *, build: Build, tick: Tick
 ) -> tuple[Imported, Report]:
     """Return the model with the weights of its layers in `form`, and what that did to each.
+
+    state: of `prepare.prepare`.
 
     Case 1: a convolution of one group or a matrix product with constant weights. With samples, rounding follows their
             second moments, and the bias keeps each channel's mean.
     Case 2: a table whose rows are looked up.
     Case 3: depthwise and grouped convolutions, weights of fewer than SMALLEST elements or with a value that is not
             finite, and what is no layer stay float32.
-    Raises OptionError for a model that is quantised already.
     """
-    graph = Graph(unquantized(prepare(imported, target)))
+    graph = Graph(state)
     layers = {layer.var: layer for layer in graph.layers.values() if _why_not(layer) is None}
-    tables = {var: value for var, value in _tables(graph).items() if value.size >= SMALLEST}
+    tables = tables_of(graph)
     moments: Mapping[str, Moments] = {}
     observer = None
     if samples is not None and layers:
@@ -75,7 +74,8 @@ def store_weights(
         done[var] = _layer(layer, form, moments.get(layer.name))
     for number, (var, value) in enumerate(tables.items(), len(layers)):
         tick("rounding weights", number, len(layers) + len(tables))
-        done[var] = _table(value, form)
+        weight, noise = table_in(value, form)
+        done[var] = _Stored(weight, np.zeros(0, np.float32), noise)
     model = _insert(graph, done)
     error = None
     if observer is not None and samples is not None:
@@ -101,18 +101,6 @@ def _why_not(layer: Layer) -> str | None:
     return None if np.isfinite(layer.weight).all() else "a weight is not finite"
 
 
-def _tables(graph: Graph) -> dict[Expr, Array]:
-    """Return the finite float32 tables [rows, columns] whose rows are looked up, by the variable of the result."""
-    found = {}
-    for var, call, name in graph.walk():
-        if name != "relax.take" or int(call.attrs.axis or 0) != 0 or str(call.attrs.mode) != "clip":
-            continue
-        value = graph.constant(call.args[0])
-        if value is not None and value.ndim == 2 and value.dtype == np.float32 and np.isfinite(value).all():
-            found[var] = value
-    return found
-
-
 def _layer(layer: Layer, form: WeightFormat, moments: Moments | None) -> _Stored:
     """Case 1."""
     rows = as_rows(layer)
@@ -130,12 +118,6 @@ def _layer(layer: Layer, form: WeightFormat, moments: Moments | None) -> _Stored
     return _Stored(StoredWeight(form, from_rows(layer, codes), placed, table), shift, noise)
 
 
-def _table(value: Array, form: WeightFormat) -> _Stored:
-    """Case 2: each row is a channel."""
-    codes, scales, table, real, shift = encode(value, value.shape[1], form, None)
-    return _Stored(StoredWeight(form, codes, scales[:, 0], table), shift, relative_power(value, value - real, None))
-
-
 def _insert(graph: Graph, done: Mapping[Expr, _Stored]) -> Imported:
     """Return the model with the weights in codes, and the shifts added to the layers' results."""
 
@@ -144,11 +126,11 @@ def _insert(graph: Graph, done: Mapping[Expr, _Stored]) -> Imported:
         stored = done.get(var)
         if stored is None:
             return None
-        position = 0 if op_name(call) == "relax.take" else 1
-        name = str(getattr(args[position], "name", "weight"))
-        args[position] = rewriter.emit(stored_call(rewriter, stored.weight, name))
-        result = rebuild(call, args)
-        if not stored.shift.any() or var not in graph.layer_of:
+        if var not in graph.layer_of:
+            return looked_up(rewriter, call, args, stored.weight)
+        name = str(getattr(args[1], "name", "weight"))
+        result = rebuild(call, [args[0], rewriter.emit(stored_call(rewriter, stored.weight, name))])
+        if not stored.shift.any():
             return result
         shape = [1] * len(shape_of(call))
         shape[graph.layer_of[var].channel_axis] = stored.shift.size
@@ -165,14 +147,15 @@ def _reports(graph: Graph, done: Mapping[Expr, _Stored], form: WeightFormat) -> 
         layer, stored = graph.layer_of.get(var), done.get(var)
         if layer is None and stored is None:
             continue
-        small = 0.0 if stored is None else stored.weight.bytes / (4 * stored.weight.codes.size)
         reports.append(
             LayerReport(
                 name=str(var.name) if layer is None else layer.name,
                 kind=name.removeprefix("relax.") if layer is None else layer.kind,
                 macs=0 if layer is None else layer.macs,
                 decision="float32" if stored is None else form.name,
-                reason=f"{small:.1%} of its size" if stored is not None else (layer and _why_not(layer)) or "",
+                reason=(layer and _why_not(layer)) or ""
+                if stored is None
+                else f"{stored.weight.share:.1%} of its size",
                 sqnr_db=None if stored is None else decibels(stored.noise),
             )
         )

@@ -120,6 +120,11 @@ class StoredWeight:
         scale_bytes = 2 if self.format.grouped else 4
         return ceil_div(self.codes.size * self.format.bits, 8) + self.scales.size * scale_bytes + self.table.nbytes
 
+    @property
+    def share(self) -> float:
+        """Return the size over that of the float32 weights."""
+        return self.bytes / (4 * self.codes.size)
+
 
 def pack_codes(stored: StoredWeight, block: int) -> Array:
     """Pack OHWI codes to [CO/block][KH][KW][CI * bits / 8][block] bytes, padded with zeros.
