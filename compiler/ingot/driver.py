@@ -524,7 +524,7 @@ def _generate(state: State) -> Program:
     """Return the planned program with its machine code."""
     from ingot.errors import CompilerError
     from ingot.frontend.custom import c_sources
-    from ingot.packager.codegen import generate_object
+    from ingot.packager.codegen import generate_objects
     from ingot.packager.link import build_object
 
     program = state.program
@@ -533,6 +533,6 @@ def _generate(state: State) -> Program:
     if not state.lowered.kernels:
         return program
     functions = {raw.symbol: raw.function for raw in state.lowered.kernels}
-    code, llvm_ir = generate_object(functions, state.target)
+    objects, llvm_ir = generate_objects(functions, state.target)
     users = [build_object(source, state.target) for source in c_sources(state.imported.module)]
-    return replace(program, objects=(code, *users), llvm_ir=llvm_ir)
+    return replace(program, objects=(*objects, *users), llvm_ir=llvm_ir)

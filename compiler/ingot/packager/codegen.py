@@ -6,7 +6,10 @@ the same passes run without the packing: a kernel is `void f(T *..., int32_t beg
 
 from __future__ import annotations
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,14 @@ from tvm.ir.transform import Sequential
 from ingot.errors import CompilerError, ToolchainError
 from ingot.schedules import amx, fixed_point, llvm_forms, quotients
 from ingot.schedules.lanes import lower_lanes
+from ingot.schedules.vector import ceil_div
 from ingot.schedules.vector_math import name_calls
 from ingot.target import Target
 
 # Stack memory of one kernel: a thread's stack is at least 128 KiB (musl's default).
 MAX_STACK_BYTES = 64 * 1024
+#: Kernels of one object, about: LLVM takes a fifth of a second for them.
+_KERNELS = 8
 
 
 def _range_of_task(loop: Any, begin: Any, end: Any) -> Any:  # noqa: ANN401 - TIR statements
@@ -146,6 +152,16 @@ def _passes(llvm_target: Any, target: Target) -> Any:  # noqa: ANN401
             tirx.transform.LowerIntrin(),
         ]
     )
+
+
+def generate_objects(functions: dict[str, Any], target: Target) -> tuple[tuple[bytes, ...], str]:
+    """As `generate_object`, for many kernels: several objects, made on all cores; they do not depend on how many."""
+    symbols = sorted(functions)
+    count = ceil_div(len(symbols), _KERNELS)
+    parts = [{symbol: functions[symbol] for symbol in symbols[i::count]} for i in range(count)]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        made = list(pool.map(partial(generate_object, target=target), parts))
+    return tuple(code for code, _ in made), "\n".join(text for _, text in made)
 
 
 def generate_object(functions: dict[str, Any], target: Target) -> tuple[bytes, str]:
