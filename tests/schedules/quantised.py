@@ -119,10 +119,11 @@ class Layers:
         depthwise: bool = False,
         least: int | None = -127,
         faint: float = 1.0,
+        groups: int = 1,
     ) -> None:
         """Add a convolution, or a depthwise one (`out_channels` is then a multiple of `channels`)."""
         x = self._values((1, *size, channels), self.dtype)
-        shape = (1, *kernel, out_channels) if depthwise else (out_channels, *kernel, channels)
+        shape = (1, *kernel, out_channels) if depthwise else (out_channels, *kernel, channels // groups)
         stored, weight = self._weights(shape, least if self.dtype == "int8" else None)
         centred = x.astype(np.int64) - self._zeros()[0]
         spatial, before = [], []
@@ -147,7 +148,8 @@ class Layers:
                 if depthwise:
                     sums += np.repeat(window, out_channels // channels, 3) * weight[0, ky, kx]
                 else:
-                    sums += np.einsum("nyxi,oi->nyxo", window, weight[:, ky, kx])
+                    parts = zip(np.split(window, groups, 3), np.split(weight[:, ky, kx], groups), strict=True)
+                    sums += np.concatenate([np.einsum("nyxi,oi->nyxo", *part) for part in parts], 3)
         options = {"StrideH": strides[0], "StrideW": strides[1], "Padding": 0 if same else 1}
         options |= {"DilationHFactor": dilation[0], "DilationWFactor": dilation[1]}
         if depthwise:
@@ -195,6 +197,7 @@ def convolutions(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SI
         layers.conv(sizes[-1 - i], c, kernel=(1, 1), same=False)
         layers.dense((1, 2, 7)[i % 3], c, sizes[(i * 5 + 3) % len(sizes)])
     layers.conv(8, 24, (9, 13), strides=(2, 2))
+    layers.conv(4, 8, (5, 6))
     layers.conv(5, 10, (12, 12), dilation=(2, 2), same=False)
     layers.conv(3, 8, (17, 16), kernel=(5, 3), strides=(2, 1))
     layers.conv(1, 20, (9, 21), kernel=(6, 4), strides=(1, 2), dilation=(2, 1))
@@ -218,4 +221,23 @@ def depthwise(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SIZES
     layers.conv(32, 32, (5, 6), depthwise=True, least=-128)
     layers.conv(16, 16, (6, 5), kernel=(2, 3), dilation=(1, 2), same=False, depthwise=True)
     layers.conv(3, 12, (5, 6), depthwise=True)
+    return layers
+
+
+def in_groups(dtype: str, per_channel: bool = True, sizes: Sequence[int] = SIZES, pairs: bool = False) -> Layers:
+    """Convolutions of several groups of many sizes; also depthwise ones of several results a channel."""
+    layers = Layers(dtype, per_channel, pairs)
+    for i, c in enumerate(sizes):
+        count, other = (2, 3, 4, 5)[i % 4], sizes[-1 - i]
+        layers.conv(count * c, count * other, (4, 9), groups=count)
+        layers.conv(count * other, count * c, kernel=(1, 1), same=False, groups=count)
+    layers.conv(64, 64, (7, 8), groups=16)
+    layers.conv(16, 48, (9, 13), strides=(2, 2), groups=2)
+    layers.conv(15, 30, (12, 12), dilation=(2, 2), same=False, groups=3)
+    layers.conv(6, 16, (17, 16), kernel=(5, 3), strides=(2, 1), groups=2)
+    layers.conv(96, 24, (6, 5), kernel=(1, 1), strides=(2, 2), groups=12)
+    layers.conv(48, 48, (1, 1), kernel=(1, 1), groups=6)
+    layers.conv(32, 18, (3, 7), least=-128, groups=2)
+    layers.conv(3, 12, (5, 6), depthwise=True)
+    layers.conv(8, 64, (7, 9), strides=(2, 2), depthwise=True)
     return layers

@@ -18,7 +18,7 @@ from ingot.schedules import conv2d, conv2d_int8
 from ingot.schedules.microkernels import dot_of, dots_of
 from ingot.target import load_target
 from passes.execute import Executable, compile_state
-from schedules.quantised import SIZES, Layers, convolutions, depthwise
+from schedules.quantised import SIZES, Layers, convolutions, depthwise, in_groups
 
 #: A few sizes where the machine code differs little from another case's.
 FEW = SIZES[1::3]
@@ -77,6 +77,19 @@ def test_only_pairs_that_fit_are_summed_in_16_bits() -> None:
 def test_depthwise_layers_are_exact(tmp_path: Path, target: str, dtype: str, per_channel: bool) -> None:
     layers = depthwise(dtype, per_channel, SIZES if target == "native" else FEW)
     program = Executable(compile_state(layers.imported(tmp_path), target), tmp_path)
+    layers.compare(program.run(layers.feeds))
+    layers.compare(program.run(layers.feeds, 3))
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "pairs", "sizes"),
+    [("native", "int8", False, SIZES[::2]), ("x86-64-v3", "int8", True, FEW)],
+)
+def test_groups_are_exact(tmp_path: Path, target: str, dtype: str, pairs: bool, sizes: tuple[int, ...]) -> None:
+    layers = in_groups(dtype, dtype == "int8", sizes, pairs)
+    state = compile_state(layers.imported(tmp_path), target)
+    assert sum("conv2d_int8" in kernel.symbol for kernel in state.lowered.kernels) == len(layers.ops)
+    program = Executable(state, tmp_path)
     layers.compare(program.run(layers.feeds))
     layers.compare(program.run(layers.feeds, 3))
 
@@ -145,6 +158,19 @@ def test_sums_and_roundings_are_exact_on_a_board(tmp_path: Path, qemu, target: s
     board = load_target(target)
     qemu(board.arch)  # skips where no emulator is installed
     layers = convolutions(dtype, dtype == "int8", FEW)
+    model = ingot.compile(layers.save(tmp_path), target=target, selftest=False).save(tmp_path / "layers.so")
+    layers.compare(run_under_qemu(model, layers.feeds, board, threads=3))
+
+
+@pytest.mark.slow
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("raspberry-pi-4", "uint8"), ("raspberry-pi-5", "int8"), ("raspberry-pi-4-32bit", "int8")]
+)
+def test_groups_are_exact_on_a_board(tmp_path: Path, qemu, target: str, dtype: str) -> None:
+    board = load_target(target)
+    qemu(board.arch)  # skips where no emulator is installed
+    layers = in_groups(dtype, dtype == "int8", FEW)
     model = ingot.compile(layers.save(tmp_path), target=target, selftest=False).save(tmp_path / "layers.so")
     layers.compare(run_under_qemu(model, layers.feeds, board, threads=3))
 

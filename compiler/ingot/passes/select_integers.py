@@ -14,6 +14,7 @@ from ingot.passes.rewriter import Rewriter, bindings_of, dtype_of, op_name, shap
 from ingot.passes.state import State
 from ingot.passes.template_call import call_function, call_template
 from ingot.schedules import conv2d, conv2d_int8, depthwise, depthwise_int8, winograd_int8
+from ingot.schedules.groups import join_weight
 from ingot.schedules.microkernels import weight_kind
 from ingot.schedules.padding import Dequantize
 
@@ -122,7 +123,8 @@ class IntegerLayers:
         if weight is None or convert is None or convert.scale != 1.0:
             return None
         matrix = op_name(call) == "relax.matmul"
-        if not matrix and int(call.attrs.groups) != 1:
+        n_groups = 1 if matrix else int(call.attrs.groups)
+        if n_groups == shape_of(args[0])[-1] == shape_of(call)[-1] > 1:
             return self._depthwise(rewriter, call, args, weight, convert)
         if matrix and weight.ndim != 2:
             return None
@@ -131,22 +133,29 @@ class IntegerLayers:
         if matrix:
             workload = conv2d.MatmulWorkload(shape_of(args[0])[:-1], weight.shape[0], weight.shape[1], dtype_of(call))
         else:
-            window = window_of(call, args)
-            workload = conv2d.Conv2DWorkload(in_channels=weight.shape[3], out_channels=weight.shape[0], **window)
+            workload = conv2d.Conv2DWorkload(
+                in_channels=weight.shape[3], out_channels=weight.shape[0], groups=n_groups, **window_of(call, args)
+            )
+            if n_groups > 1:
+                together = conv2d_int8.groups_to_join(workload, self.target, ohwi)
+                ohwi, workload = join_weight(ohwi, n_groups, together), conv2d.joined(workload, together)
+                n_groups = workload.groups
         choice = conv2d_int8.choose(workload, self.target, convert.dtype, ohwi, self.workspace.get(call, 0))
         if choice is None or ohwi[0].size > conv2d_int8.MAX_TERMS:
             return None
-        choice = self._searched(call, choice, workload, convert.dtype, ohwi)
+        if n_groups == 1:
+            choice = self._searched(call, choice, workload, convert.dtype, ohwi)
+        macs = workload.macs // ohwi.shape[3] * weight.shape[0 if matrix else 3]
         bias, out_dtype = self._chain(rewriter, call)
         function = conv2d_int8.primitive(workload, choice, convert, out_dtype, self.target)
-        packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_chosen(ohwi, choice))
-        constant = conv2d_int8.correction(ohwi, convert, choice, bias)
+        packed = rewriter.add_weight(f"{base_name(args)}_packed", conv2d_int8.pack_chosen(ohwi, choice, n_groups))
+        constant = conv2d_int8.correction(ohwi, convert, choice, bias, n_groups)
         constants = [packed, rewriter.add_weight(f"{base_name(args)}_correction", constant)]
         ty = relax.TensorType(shape_of(call), out_dtype)
         name = "matmul_int8" if matrix else "conv2d_int8"
         if isinstance(choice, winograd_int8.Choice):
             name = "winograd_int8"
-        return call_function(rewriter, name, function, [data, *constants], ty), workload.macs
+        return call_function(rewriter, name, function, [data, *constants], ty), macs
 
     def _searched(
         self,
@@ -188,8 +197,7 @@ class IntegerLayers:
     ) -> tuple[Any, int] | None:
         """Return the kernel's call and its multiply-accumulates for groups = channels = outputs."""
         channels = shape_of(args[0])[3]
-        whole = depthwise_int8.is_whole(weight)
-        if not (int(call.attrs.groups) == channels == weight.shape[0] and weight.shape[3] == 1 and whole):
+        if not (weight.shape[3] == 1 and depthwise_int8.is_whole(weight)):
             return None
         workload = depthwise.DepthwiseWorkload(channels=channels, **window_of(call, args))
         config = self.choose(

@@ -88,7 +88,7 @@ class Conv2DWorkload:
     @property
     def pointwise(self) -> bool:
         """Say whether each output position reads one input position alone: all of them can be joined (case 1)."""
-        return self.kernel == (1, 1) and not any(self.padding)
+        return self.kernel == (1, 1) and not any(self.padding) and (self.groups == 1 or self.strides == (1, 1))
 
     def blocks(self, block: int) -> int:
         """Return the number of blocks of `block` output channels; each lies in one group, the last of it in part."""
@@ -211,7 +211,7 @@ def joined(workload: Conv2DWorkload, count: int) -> Conv2DWorkload:
 
 def groups_to_join(workload: Conv2DWorkload, target: Target) -> int:
     """Return how many groups become one for the least estimated cost."""
-    spaces = {n: joined(workload, n) for n in (1, 2, 4) if workload.groups % n == 0}
+    spaces = {n: joined(workload, n) for n in groups.joinable(workload.groups, workload.out_channels)}
     return min(spaces, key=lambda n: cost(spaces[n], default_tile(spaces[n], target), target))
 
 

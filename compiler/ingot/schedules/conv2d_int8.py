@@ -13,6 +13,9 @@ data the patch holds x - z, and padding 0.
 Where a position's channels are no whole groups (a model's first layer has 3), a row of taps is taken as one, as its
 columns and channels lie next to each other: KW * CI values. Only the end of a row then fills no group; what is read
 there meets weights of 0.
+
+Of several groups (`schedules.groups`) each is multiplied by itself. Where its channels are no whole groups of the
+instruction's, the copy that a tile reads has zero points between them.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla, winograd, winograd_int8
+from ingot.schedules import conv2d, conv2d_amx, conv2d_mmla, groups, winograd, winograd_int8
 from ingot.schedules.conv2d import Conv2DWorkload, MatmulWorkload, TileConfig
 from ingot.schedules.indices import ravel, unravel
 from ingot.schedules.lanes import LANES
@@ -65,7 +68,7 @@ def joins_rows(workload: Conv2DWorkload, dot: Dot) -> bool:
     w, bytes_ = workload, DTYPE_BYTES[dot.data]
     columns = (w.out_width + MAX_PIXELS) * w.strides[1] + w.kernel[1]
     fits = (w.kernel[0] * (columns * w.in_channels + dot.group + SLACK)) * bytes_ <= PATCH_BYTES
-    return fits and min(w.kernel) > 1 and w.dilation[1] == 1 and w.in_channels % dot.group != 0
+    return fits and w.groups == 1 and min(w.kernel) > 1 and w.dilation[1] == 1 and w.in_channels % dot.group != 0
 
 
 def of_rows(workload: Conv2DWorkload) -> Conv2DWorkload:
@@ -156,14 +159,17 @@ def choose(
     """
     workload = as_image(layer) if isinstance(layer, MatmulWorkload) else layer
     found: list[Chosen] = []
+    dot = dot_of(target, weight, workload.positions)
+    if dot is not None:
+        config = default_config(workload, target, dot)
+        found.append(Choice(dot, config, cost(workload, config, target, dot), joins_rows(workload, dot)))
+    if workload.groups > 1:
+        return found[0] if found else None
     tdp = conv2d_amx.tdp_of(target, stored, weight)
     tiles = conv2d_amx.choose(layer, tdp, target) if tdp is not None else None
     if tiles is not None:
         found.append(tiles)
-    dot, mmla = dot_of(target, weight, workload.positions), integer_mmla(target, stored, weight)
-    if dot is not None:
-        config = default_config(workload, target, dot)
-        found.append(Choice(dot, config, cost(workload, config, target, dot), joins_rows(workload, dot)))
+    mmla = integer_mmla(target, stored, weight)
     if mmla is not None and workload.out_width > 1:  # it computes two positions at a time
         config = conv2d_mmla.default_config(workload, target, mmla)
         found.append(Choice(mmla, config, conv2d_mmla.cost(workload, config, mmla)))
@@ -171,6 +177,19 @@ def choose(
     if fewer is not None:
         found.append(fewer)
     return min(found, key=lambda choice: choice.cost, default=None)
+
+
+def groups_to_join(workload: Conv2DWorkload, target: Target, weight: np.ndarray) -> int:
+    """Return how many groups become one for the least estimated cost of `choose`'s kernels.
+
+    weight: OHWI, zero points subtracted.
+    """
+
+    def estimate(count: int) -> float:
+        joined, dot = conv2d.joined(workload, count), dot_of(target, weight, workload.positions)
+        return cost(joined, default_config(joined, target, dot), target, dot) if dot is not None else float("inf")
+
+    return min(groups.joinable(workload.groups, workload.out_channels), key=estimate)
 
 
 def variants(
@@ -260,8 +279,8 @@ def _tensors(
     return [data, weight, constant, out]
 
 
-def pack_chosen(weight: np.ndarray, choice: Chosen) -> np.ndarray:
-    """Return OHWI weights, whole numbers, as the layer reads them."""
+def pack_chosen(weight: np.ndarray, choice: Chosen, n_groups: int = 1) -> np.ndarray:
+    """Return OHWI weights, whole numbers, as the layer reads them; of `n_groups` groups."""
     if isinstance(choice, winograd_int8.Choice):
         return winograd_int8.pack_weight(weight, choice)
     if isinstance(choice, conv2d_amx.Choice):
@@ -269,7 +288,9 @@ def pack_chosen(weight: np.ndarray, choice: Chosen) -> np.ndarray:
     used, block = choice.instruction, choice.config.block
     if choice.rows:
         weight = weight.reshape(*weight.shape[:2], 1, -1)
-    return pack_weight(weight, block, used) if isinstance(used, Dot) else conv2d_mmla.pack_weight(weight, block, used)
+    if isinstance(used, Dot):
+        return pack_weight(weight, block, used, n_groups)
+    return conv2d_mmla.pack_weight(weight, block, used)
 
 
 def cost(workload: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot) -> float:
@@ -277,13 +298,16 @@ def cost(workload: Conv2DWorkload, config: TileConfig, target: Target, dot: Dot)
     return _units(grouped(workload, dot), config, target, dot) * dot.cost
 
 
-def pack_weight(weight: np.ndarray, block: int, dot: Dot) -> np.ndarray:
-    """Pack OHWI weights (whole numbers) to [CO/block][KH][KW][CI/g][block/l][split][l][g/split], padded with zeros."""
+def pack_weight(weight: np.ndarray, block: int, dot: Dot, n_groups: int = 1) -> np.ndarray:
+    """Pack OHWI weights (whole numbers) to [CO/block][KH][KW][CI/g][block/l][split][l][g/split], padded with zeros.
+
+    The blocks of each of `n_groups` groups lie together, the last of each padded.
+    """
     co, kh, kw, ci = weight.shape
-    blocks, groups, within = ceil_div(co, block), ceil_div(ci, dot.group), dot.group // dot.split
-    padded = np.zeros((blocks * block, kh, kw, groups * dot.group), dot.weight)
-    padded[:co, :, :, :ci] = weight.astype(dot.weight)
-    shaped = padded.reshape(blocks, block // dot.lanes, dot.lanes, kh, kw, groups, dot.split, within)
+    blocks, steps, within = ceil_div(co // n_groups, block), ceil_div(ci, dot.group), dot.group // dot.split
+    padded = np.zeros((n_groups, blocks * block, kh, kw, steps * dot.group), dot.weight)
+    padded[:, : co // n_groups, :, :, :ci] = weight.reshape(n_groups, -1, kh, kw, ci).astype(dot.weight)
+    shaped = padded.reshape(n_groups * blocks, block // dot.lanes, dot.lanes, kh, kw, steps, dot.split, within)
     return np.ascontiguousarray(shaped.transpose(0, 3, 4, 5, 1, 6, 2, 7))
 
 
@@ -296,10 +320,12 @@ def _shift(convert: Dequantize, kind: str) -> int:
     return 128 if kind == "uint8" else -128
 
 
-def correction(weight: np.ndarray, convert: Dequantize, choice: Chosen, bias: np.ndarray | None = None) -> np.ndarray:
+def correction(
+    weight: np.ndarray, convert: Dequantize, choice: Chosen, bias: np.ndarray | None = None, n_groups: int = 1
+) -> np.ndarray:
     """Return the constant of each output channel: bias - z sum w, int32 [CO], z as the chosen instruction sees it.
 
-    Sums of a `Dot` start from it, those of all channels that its blocks hold: it is padded with zeros.
+    Sums of a `Dot` start from it, those of all channels that its blocks hold: each group's is padded with zeros.
     weight: OHWI, whole numbers. bias: [CO], whole numbers of at most 32 bits.
     """
     kind = read_dtype(choice)
@@ -308,7 +334,8 @@ def correction(weight: np.ndarray, convert: Dequantize, choice: Chosen, bias: np
     if bias is not None:
         constant = constant + bias.astype(np.int64).reshape(-1)
     if isinstance(choice, Choice) and isinstance(choice.instruction, Dot):
-        constant = np.pad(constant, (0, -len(constant) % choice.config.block))
+        constant = constant.reshape(n_groups, -1)
+        constant = np.pad(constant, ((0, 0), (0, -constant.shape[1] % choice.config.block))).reshape(-1)
     return constant.astype(np.int32)  # sums in int32 wrap around, so this may too
 
 
@@ -319,36 +346,48 @@ def compute(
     w = workload
     (kh, kw), (sh, sw), (dh, dw) = w.kernel, w.strides, w.dilation
     height, width, co = w.out_height, w.out_width, w.out_channels
-    data = te.placeholder((w.batch, w.height, w.width, w.in_channels), convert.dtype, name="data")
+    data = te.placeholder((w.batch, w.height, w.width, w.in_channels * w.groups), convert.dtype, name="data")
     if w.pointwise:
         lead = (w.batch, height, width)
-        return _product(data, lead, co, "conv", config, convert, dot, out_dtype, lambda n, y, x: (n, y * sh, x * sw))
+
+        def place(n: Any, y: Any, x: Any) -> tuple[Any, ...]:  # noqa: ANN401 - TE expressions
+            return n, y * sh, x * sw
+
+        return _product(data, lead, co, "conv", config, convert, dot, out_dtype, place, w.groups)
     if joins_rows(w, dot):
         return _compute_rows(data, w, config, convert, dot, out_dtype)
-    weight = _weight(co, w.kernel, w.in_channels, config, dot)
-    constant = te.placeholder((ceil_div(co, config.block) * config.block,), "int32", name="correction")
+    weight = _weight(w.blocks(config.block), w.kernel, w.in_channels, config, dot)
+    lanes, of_group = w.blocks(config.block) * config.block, co // w.groups
+    constant = te.placeholder((lanes,), "int32", name="correction")
     tiled = width if config.pixels > width else ceil_div(width, config.pixels) * config.pixels
     need = ((height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw + (kw - 1) * dw + 1)
-    groups = ceil_div(w.in_channels, dot.group)
-    source = _source(data, w, need, groups * dot.group, convert, dot)
+    steps = ceil_div(w.in_channels, dot.group)
+    inputs = steps * dot.group
+    source = _source(data, w, need, inputs, convert, dot)
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
-    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, dot.group), "rk")
+    rc, rk = te.reduce_axis((0, steps), "rc"), te.reduce_axis((0, dot.group), "rk")
+
+    def channel(c: Any) -> Any:  # noqa: ANN401 - TE expressions
+        return groups.channel(c, rc * dot.group + rk, inputs, of_group, w.groups, config.block)
+
     conv = te.compute(
-        (w.batch, height, tiled, ceil_div(co, config.block) * config.block),
+        (w.batch, height, tiled, lanes),
         lambda n, y, x, c: te.sum(
-            source[n, y * sh + ry * dh, x * sw + rx * dw, rc * dot.group + rk].astype("int32")
+            source[n, y * sh + ry * dh, x * sw + rx * dw, channel(c)].astype("int32")
             * _weight_at(weight, c, ry, rx, rc, rk, config, dot),
             axis=[ry, rx, rc, rk],
         ),
         name="conv",
-        attrs={**annotate_block("conv2d", "conv2d_int8", config), _DOT: dot.name},
-    )
-    out = te.compute(
-        (w.batch, height, width, co),
-        lambda n, y, x, c: (conv[n, y, x, c] + constant[c]).astype(out_dtype),
-        name="conv_out",
-    )
-    return [data, weight, constant, out]
+        attrs={
+            **annotate_block("conv2d", "conv2d_int8", config), _DOT: dot.name, **groups.annotate(of_group, w.groups)
+        },
+    )  # fmt: skip
+
+    def at(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
+        lane = groups.lane(c, of_group, w.groups, config.block)
+        return (conv[n, y, x, lane] + constant[lane]).astype(out_dtype)
+
+    return [data, weight, constant, te.compute((w.batch, height, width, co), at, name="conv_out")]
 
 
 def _compute_rows(
@@ -362,14 +401,14 @@ def _compute_rows(
     """Return the TE tensors of `compute`, rows of taps joined: tiles read copies of whole rows of the image."""
     flat, (kh, _), (sh, sw), dh = of_rows(w), w.kernel, w.strides, w.dilation[0]
     height, width, co, ci = w.out_height, w.out_width, w.out_channels, w.in_channels
-    groups, tiled = ceil_div(flat.in_channels, dot.group), ceil_div(width, config.pixels) * config.pixels
-    weight = _weight(co, flat.kernel, flat.in_channels, config, dot)
+    steps, tiled = ceil_div(flat.in_channels, dot.group), ceil_div(width, config.pixels) * config.pixels
+    weight = _weight(flat.blocks(config.block), flat.kernel, flat.in_channels, config, dot)
     constant = te.placeholder((ceil_div(co, config.block) * config.block,), "int32", name="correction")
     zero = tirx.const(convert.zero_point + _shift(convert, dot.data), dot.data)
-    need = (height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw * ci + groups * dot.group
+    need = (height - 1) * sh + (kh - 1) * dh + 1, (tiled - 1) * sw * ci + steps * dot.group
     source = rows_of(data, w.padding[:2], need, zero, lambda stored: _as_kind(stored, convert, dot.data), flat=True)
     ry = te.reduce_axis((0, kh), "ry")
-    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, dot.group), "rk")
+    rc, rk = te.reduce_axis((0, steps), "rc"), te.reduce_axis((0, dot.group), "rk")
     shared = [w.height, w.width * ci, w.padding[0], w.padding[1] * ci]
     conv = te.compute(
         (w.batch, height, tiled, ceil_div(co, config.block) * config.block),
@@ -408,52 +447,59 @@ def _product(
     dot: Dot,
     out_dtype: str,
     place: Callable[..., Sequence[Any]],
+    n_groups: int = 1,
 ) -> list[Any]:
     """Return the TE tensors of a product, all positions of `lead` joined; the last tile may repeat the last position.
 
     place: where `data` holds the position at an index of `lead`.
     """
-    k, rows = int(data.shape[-1]), int(np.prod(lead, dtype=np.int64))
-    weight = _weight(n, (1, 1), k, config, dot)
-    constant = te.placeholder((ceil_div(n, config.block) * config.block,), "int32", name="correction")
-    groups, tall = ceil_div(k, dot.group), ceil_div(rows, config.pixels) * config.pixels
+    k, rows, of_group = int(data.shape[-1]) // n_groups, int(np.prod(lead, dtype=np.int64)), n // n_groups
+    blocks = n_groups * ceil_div(of_group, config.block)
+    weight = _weight(blocks, (1, 1), k, config, dot)
+    constant = te.placeholder((blocks * config.block,), "int32", name="correction")
+    steps, tall = ceil_div(k, dot.group), ceil_div(rows, config.pixels) * config.pixels
+    inputs = steps * dot.group
 
     def source(row: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
         row = row if tall == rows else tirx.min(row, tirx.IntImm("int64", rows - 1))
         return data(*place(*unravel(row, lead)), c)
 
     read: Any = source
-    if groups * dot.group > k or dot.data != convert.dtype:
+    if inputs > k or dot.data != convert.dtype:
         zero = tirx.const(convert.zero_point + _shift(convert, dot.data), dot.data)
 
         def value(row: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
-            if groups * dot.group == k:
+            if inputs == k:
                 return _as_kind(source(row, c), convert, dot.data)
-            return te.if_then_else(c < k, _as_kind(source(row, c), convert, dot.data), zero)
+            inside, c = c % inputs < k, c // inputs * k + c % inputs
+            return te.if_then_else(inside, _as_kind(source(row, c), convert, dot.data), zero)
 
-        read = te.compute((tall, groups * dot.group), value, name="padded")
-    rc, rk = te.reduce_axis((0, groups), "rc"), te.reduce_axis((0, dot.group), "rk")
+        read = te.compute((tall, inputs * n_groups), value, name="padded")
+    rc, rk = te.reduce_axis((0, steps), "rc"), te.reduce_axis((0, dot.group), "rk")
     product = te.compute(
-        (tall, ceil_div(n, config.block) * config.block),
+        (tall, blocks * config.block),
         lambda row, c: te.sum(
-            read(row, rc * dot.group + rk).astype("int32") * _weight_at(weight, c, 0, 0, rc, rk, config, dot),
+            read(row, groups.channel(c, rc * dot.group + rk, inputs, of_group, n_groups, config.block)).astype("int32")
+            * _weight_at(weight, c, 0, 0, rc, rk, config, dot),
             axis=[rc, rk],
         ),
         name=name,
-        attrs={**annotate_block(name, "conv2d_int8", config), _DOT: dot.name},
-    )
-    out = te.compute(
-        (*lead, n),
-        lambda *i: (product[ravel(i[:-1], lead), i[-1]] + constant[i[-1]]).astype(out_dtype),
-        name=f"{name}_out",
-    )
-    return [data, weight, constant, out]
+        attrs={
+            **annotate_block(name, "conv2d_int8", config), _DOT: dot.name, **groups.annotate(of_group, n_groups)
+        },
+    )  # fmt: skip
+
+    def at(*i: Any) -> Any:  # noqa: ANN401 - TE expressions
+        lane = groups.lane(i[-1], of_group, n_groups, config.block)
+        return (product[ravel(i[:-1], lead), lane] + constant[lane]).astype(out_dtype)
+
+    return [data, weight, constant, te.compute((*lead, n), at, name=f"{name}_out")]
 
 
-def _weight(co: int, kernel: tuple[int, int], ci: int, config: TileConfig, dot: Dot) -> Any:  # noqa: ANN401
+def _weight(blocks: int, kernel: tuple[int, int], ci: int, config: TileConfig, dot: Dot) -> Any:  # noqa: ANN401
     """Return the placeholder of packed weights."""
     lanes, within = dot.lanes, dot.group // dot.split
-    shape = (ceil_div(co, config.block), *kernel, ceil_div(ci, dot.group), config.block // lanes)
+    shape = (blocks, *kernel, ceil_div(ci, dot.group), config.block // lanes)
     return te.placeholder((*shape, dot.split, lanes, within), dot.weight, name="weight")
 
 
@@ -488,25 +534,28 @@ def _source(
     data: Any,  # noqa: ANN401 - TE tensors
     w: Conv2DWorkload,
     need: tuple[int, int],
-    channels: int,
+    inputs: int,
     convert: Dequantize,
     dot: Dot,
 ) -> Any:  # noqa: ANN401
-    """Return the tensor the instruction reads: `data`, or a padded copy of the right kind and channel count."""
+    """Return the tensor the instruction reads: `data`, or a copy of the right kind with `inputs` channels a group."""
     top, left = w.padding[0], w.padding[1]
-    moved = any(w.padding) or need[0] > w.height or need[1] > w.width or channels > w.in_channels
+    moved = any(w.padding) or need[0] > w.height or need[1] > w.width or inputs > w.in_channels
     if not moved and convert.dtype == dot.data:
         return data
     zero = tirx.const(convert.zero_point + _shift(convert, dot.data), dot.data)
 
     def padded(n: Any, y: Any, x: Any, c: Any) -> Any:  # noqa: ANN401 - TE expressions
-        value = _as_kind(data[n, y - top, x - left, c], convert, dot.data)
+        stored = c if inputs == w.in_channels else c // inputs * w.in_channels + c % inputs
+        value = _as_kind(data[n, y - top, x - left, stored], convert, dot.data)
         if not moved:
             return value
-        inside = te.all(y >= top, y < w.height + top, x >= left, x < w.width + left, c < w.in_channels)
-        return te.if_then_else(inside, value, zero)
+        inside = [y >= top, y < w.height + top, x >= left, x < w.width + left]
+        if inputs > w.in_channels:
+            inside.append(c % inputs < w.in_channels)
+        return te.if_then_else(te.all(*inside), value, zero)
 
-    return te.compute((w.batch, *need, channels), padded, name="padded")
+    return te.compute((w.batch, *need, inputs * w.groups), padded, name="padded")
 
 
 def schedule(sch: Any, anchor: Any, output: Any, config: TileConfig, target: Target) -> None:  # noqa: ANN401

@@ -1,7 +1,8 @@
-"""Convolutions of several groups in the register tile of `conv2d`.
+"""Convolutions of several groups in the register tile of `conv2d`, float32 or (`conv2d_int8`) of 8-bit integers.
 
 A tile lies in one group. Where the output channels of a group do not fill whole blocks, the last block of each computes
 some lanes for nothing. Groups may be joined before, which fills lanes, and multiplies zeros: what they do not share.
+1x1 windows that step over positions are computed as wider ones are: TVM's bounds of joined indices overflow in 32 bits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,16 @@ from ingot.schedules.vector import ceil_div
 
 #: The annotation of a reduction block of several groups: the output channels of one.
 GROUPED = "ingot.of_group"
+
+
+def joinable(groups: int, out_channels: int) -> list[int]:
+    """Return the numbers of groups that may become one.
+
+    Those of one result are always joined: TVM cannot place sums of which a tile stores one lane.
+    """
+    divisors = [n for n in range(2, groups + 1) if groups % n == 0]
+    few = [n for n in divisors if n in (2, 4)]
+    return [1, *few] if out_channels > groups else few or divisors[:1]
 
 
 def join_weight(weight: np.ndarray, groups: int, count: int) -> np.ndarray:

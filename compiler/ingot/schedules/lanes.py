@@ -63,12 +63,13 @@ def spread(load: Any, lanes: int) -> Any:  # noqa: ANN401 - TIR expressions
 def _spread(expr: Any) -> Any:  # noqa: ANN401
     """Return one lane of a register's load, copied, where the unrolled index says which it is; else a small load."""
     load, lanes = expr.args[1], int(expr.ty.dtype.lanes)
-    count, first = int(load.ty.dtype.lanes), load.indices[-1].base
-    found = _register_of(first, count, load.source)
+    count, index = int(load.ty.dtype.lanes), load.indices[-1]
+    # A buffer that is written and read in whole groups alone is one of vectors by now, and the index is no ramp.
+    found = _register_of(index.base, count, load.source) if isinstance(index, tirx.Ramp) else None
     if found is None:
         return tirx.Broadcast(tirx.reinterpret(f"int{8 * count}", load), lanes)
     size, lane = found
-    whole = tirx.Ramp(first - lane, tirx.IntImm(str(first.ty.dtype), 1), size)
+    whole = tirx.Ramp(index.base - lane, index.stride, size)
     joined = tirx.reinterpret(f"int{8 * count}x{size // count}", tirx.BufferLoad(load.source, [whole]))
     # A shuffle has as many lanes as its operands together, at most.
     return tirx.Shuffle([joined] * (_REGISTER // size), [tirx.IntImm("int32", lane // count)] * lanes)
