@@ -12,12 +12,15 @@ from onnx import helper
 import ingot
 from frontend.tiny_models import model_of
 from ingot.frontend import import_model
+from ingot.frontend.interface import TensorSpec
 from ingot.passes.pipeline import run
 from ingot.passes.rewriter import op_name
+from ingot.quantize import ptq
 from ingot.quantize.balance import Pair, balanced, choose, noise_of, pairs_of
 from ingot.quantize.graph import Graph
-from ingot.quantize.observe import ChannelStatistics
+from ingot.quantize.observe import ChannelStatistics, EverySecond
 from ingot.quantize.prepare import prepare
+from ingot.quantize.samples import ArraySamples
 from ingot.target import load_target
 from passes.execute import Executable
 from quantize.models import small_samples, sqnr
@@ -137,3 +140,41 @@ def test_uneven_channels_gain_and_the_report_says_so(tmp_path: Path) -> None:
     fresh = small_samples(16, seed=2)
     wanted, found = (np.concatenate([model(x[None])[0] for x in fresh]) for model in (reference, quantised))
     assert sqnr(wanted, found) > 30
+
+
+def test_what_only_the_samples_themselves_gain_by_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even samples excite even channels, odd ones odd channels, and some are always small."""
+    random, channels, count = np.random.default_rng(0), 32, 32
+    large = np.arange(channels) < channels // 2
+    weights = {
+        "w1": np.diag(np.where(large, 8, 0.2)).astype(np.float32)[:, :, None, None],
+        "b1": -4 * large.astype(np.float32),
+        "w2": (random.standard_normal((24, channels)) * np.where(large, 1, 5)).astype(np.float32)[:, :, None, None],
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["y"]),
+    ]
+    onnx.save(model_of(nodes, {"x": ("float32", (1, channels, 4, 4))}, ["y"], weights), tmp_path / "net.onnx")
+    samples = random.random((count, channels, 4, 4), dtype=np.float32)
+    excited = np.arange(channels) == np.arange(count)[:, None] % (channels // 2)
+    samples[large & ~excited] *= 0.55
+
+    def moved() -> int:
+        report = ingot.compile(
+            tmp_path / "net.onnx", precision="int8", calibrate={"x": samples}, selftest=False
+        ).quantization
+        assert report is not None
+        return report.balanced
+
+    assert moved() == 0
+    monkeypatch.setattr(ptq, "_FEW", count + 1)
+    assert moved() == 1, "on the samples it looks worth it"
+
+
+def test_halves_of_samples_share_none() -> None:
+    every = ArraySamples({"x": np.arange(9, dtype=np.float32)[:, None]}, [TensorSpec("x", "float32", (1,))])
+    halves = [[float(feeds["x"][0]) for feeds in EverySecond(every, start, 7)] for start in (0, 1)]
+    assert halves == [[0, 2, 4, 6], [1, 3, 5]]
+    assert [len(EverySecond(every, start, 7)) for start in (0, 1)] == [4, 3]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,6 +61,22 @@ class ChannelStatistics:
         self.count += len(rows)
 
 
+class EverySecond:
+    """Every second one of the first `most` samples, from number `start` on."""
+
+    def __init__(self, samples: Samples, start: int, most: int) -> None:
+        self._samples, self._taken = samples, range(start, min(most, len(samples)), 2)
+
+    def __len__(self) -> int:
+        """Return how many samples there are."""
+        return len(self._taken)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Read them one at a time."""
+        taken = self._taken
+        return islice(iter(self._samples), taken.start, taken.stop, taken.step)
+
+
 def with_outputs(state: State, variables: Sequence[Expr]) -> Imported:
     """Return the model with the given variables as further outputs, after its own."""
     rewriter = Rewriter(state, lambda *_: None)
@@ -95,6 +113,12 @@ class Observer:
         self._run = build(with_outputs(state, self._watched))
         #: The model's own outputs for each sample of the last pass.
         self.reference: list[list[Array]] = []
+
+    def on(self, samples: Samples) -> Observer:
+        """Return an observer of the same model, compiled already, on other samples."""
+        other = copy(self)
+        other.samples, other.reference = samples, []
+        return other
 
     def _each(self, doing: str) -> Iterator[Callable[[Expr], Array]]:
         """Run every sample and give a function from stored variable to its value."""

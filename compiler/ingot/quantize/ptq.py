@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ingot.errors import OptionError
 from ingot.frontend.interface import Imported
@@ -13,7 +16,7 @@ from ingot.quantize.balance import balanced, choose, pairs_of
 from ingot.quantize.calibrators import CALIBRATORS, range_of
 from ingot.quantize.graph import Expr, Graph, bounds_of, place
 from ingot.quantize.insert import insert
-from ingot.quantize.observe import Build, Observer, Samples, Tick, run_on
+from ingot.quantize.observe import Build, EverySecond, Observer, Samples, Tick, run_on
 from ingot.quantize.report import LayerReport, Report
 from ingot.quantize.search import accuracy, decibels, fewest, layer_noise, relative_error
 from ingot.quantize.sensitivity import Sensitivity, cost_most
@@ -29,8 +32,10 @@ from ingot.target import Target
 AUTO, CHOSEN = "auto", "mse"
 #: Samples on which whole models are compared, at most.
 _COMPARED = 100
-#: The share of the error that must be left for scale to move between layers.
-_MOVED = 0.97
+#: The share of the error that may be left if scale moves between layers: on samples that nothing was taken from, and,
+#: where there are too few samples to hold any back, on the samples themselves, where it looks better than it is.
+_MOVED, _MOVED_BY_FEW = 0.9, 0.5
+_FEW = 4
 #: An error of the outputs over their size that no layer need stay in float for (30 dB), and the share of a larger one
 #: that must be left if some do.
 _ENOUGH, _LEFT = 10**-1.5, 0.9
@@ -97,20 +102,35 @@ class _Plan:
         self.estimates = {layer.name: estimate(layer, target) for layer in self.graph.layers.values()}
         self.slow = slower(self.graph.layers.values(), self.estimates)
         self.placement = place(self.graph, self.slow)
-        self.observer = Observer(graph.state, self.placement, samples, build, tick)
+        self._look(Observer(graph.state, self.placement, samples, build, tick))
+
+    def _look(self, observer: Observer) -> None:
+        self.observer = observer
         axes = {layer.data: layer.data_axis for layer in self.graph.layers.values()}
-        self.channels = self.observer.channels(axes)
-        self.seen = self.observer.histograms(self.channels, bounds_of(self.graph))
+        self.channels = observer.channels(axes)
+        self.seen = observer.histograms(self.channels, bounds_of(self.graph))
+
+    def on(self, samples: Samples) -> _Plan:
+        """Return the plan of the same model on other samples."""
+        other = copy(self)
+        other._look(self.observer.on(samples))
+        return other
+
+    def moved(self, build: Build, tick: Tick) -> tuple[_Plan, int]:
+        """Return the plan of the model with scale moved around the tensors where that should pay, and their number.
+
+        With none, it is this plan.
+        """
+        chosen = choose(self.channels, pairs_of(self.graph))
+        if not chosen:
+            return self, 0
+        graph, tables = Graph(balanced(self.graph, chosen)), list(self.tables.values())
+        return _Plan(graph, self.target, tables, self.observer.samples, build, tick), len(chosen)
 
     def model(self, candidate: _Candidate, in_float: frozenset[str] = frozenset()) -> Imported:
         """Return the quantised model with the named layers and tables left in float besides the slow ones."""
         tables = {var: table.weight for var, table in self.tables.items() if table.name not in in_float}
         return insert(self.graph, place(self.graph, self.slow | in_float), candidate.affine, candidate.weights, tables)
-
-    def balanced(self) -> tuple[State, int]:
-        """Return the program with scale moved between layers where that should pay, and between how many."""
-        chosen = choose(self.channels, pairs_of(self.graph))
-        return balanced(self.graph, chosen), len(chosen)
 
     def candidate(self, calibrator: str, compared: _Compared) -> _Candidate:
         """Quantise every layer that reads a stored tensor, with one calibrator's ranges."""
@@ -135,23 +155,21 @@ def quantize(state: State, samples: Samples, options: Options, *, build: Build, 
     state: of `prepare.prepare`.
 
     Case 1: a layer whose integer kernel is not estimated faster on the target stays in float (`speed`).
-    Case 2: scale moves between layers (`balance`) if that lowers the error of the outputs on the samples enough.
+    Case 2: scale moves between layers (`balance`) if that lowers the outputs' error on samples that were held back.
     Case 3: with a limit, the noisiest layers stay in float, as few as keep the whole model within it (`search`).
     Case 4: without, where the outputs' error is large, a few small layers that cause most of it do (`sensitivity`).
     Raises OptionError for options that cannot be.
     """
     check(options)
-    graph, target = Graph(state), state.target
-    tables = _tables(graph)
-    plan = _Plan(graph, target, tables, samples, build, tick)
+    graph = Graph(state)
+    plan = _Plan(graph, state.target, _tables(graph), samples, build, tick)
     compared = _Compared(plan.observer.reference[:_COMPARED], samples, options, build, tick)
     best = plan.candidate(CHOSEN if options.calibrator == AUTO else options.calibrator, compared)
     plain, pairs = (plan, best), 0
-    moved, found = plan.balanced()
+    other, found = plan.moved(build, tick)
     if found:
-        other = _Plan(Graph(moved), target, tables, samples, build, tick)
         instead = other.candidate(best.calibrator, compared)
-        if instead.error < _MOVED * best.error:
+        if _pays(plan, best, instead, compared, build, tick):
             plan, best, pairs = other, instead, found
     small: frozenset[str] = frozenset()
     harmful: frozenset[str] = frozenset()
@@ -178,6 +196,28 @@ def quantize(state: State, samples: Samples, options: Options, *, build: Build, 
         gained_db=round(decibels(best.error**2) - decibels(plain[1].error ** 2), 2),
     )
     return replace(done, notices=(*done.notices, *_notices(report, len(plan.slow), len(harmful), len(small)))), report
+
+
+def _pays(plan: _Plan, plain: _Candidate, moved: _Candidate, compared: _Compared, build: Build, tick: Tick) -> bool:
+    """Say whether moving scale lowers the error of inputs that calibration has not seen.
+
+    Scales that even out what channels reach in some samples leave no room for what one channel reaches in others, so
+    the error of the samples themselves says little. Every second sample gives ranges, weights and scales, and the
+    others judge; then the other way round.
+    """
+    count = len(compared.reference)
+    if count < _FEW:
+        return moved.error < _MOVED_BY_FEW * plain.error
+    if moved.error >= _MOVED * plain.error:
+        return False
+    errors = np.zeros(2)
+    for own in (0, 1):
+        mine, others = (EverySecond(compared.samples, start, count) for start in (own, 1 - own))
+        judge = _Compared(compared.reference[1 - own :: 2], others, Options(), build, tick)
+        half = plan.on(mine)
+        ways = half, half.moved(build, tick)[0]
+        errors += [one.candidate(plain.calibrator, judge).error ** 2 for one in ways]
+    return bool(errors[1] < _MOVED**2 * errors[0])
 
 
 def _tables(graph: Graph) -> list[_Table]:
