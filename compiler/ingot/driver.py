@@ -473,13 +473,15 @@ def _measure(
     state: State, program: Program, imported: Imported, stored: SelfTest | None
 ) -> tuple[HalfSummary, SelfTest | None]:
     """Return what half precision did, and the selftest with tolerances for its error."""
+    from ingot.frontend.custom import c_sources
     from ingot.packager.half_error import HalfSummary, measure, widened
 
     kinds = [layer.arithmetic for layer in state.layers]
     multiplied, kept = kinds.count(state.precision), kinds.count("stored")
     if multiplied or kept:
         functions = {raw.symbol: raw.function for raw in state.lowered.kernels}
-        errors, why_not = measure(program, functions, imported, state.precision, stored)
+        custom = bool(c_sources(state.imported.module))
+        errors, why_not = measure(program, functions, imported, state.precision, stored, custom=custom)
     else:
         errors, why_not = (), ""
     if stored is not None and errors:
@@ -491,10 +493,12 @@ def _measure_weights(
     state: State, program: Program, imported: Imported, stored: SelfTest | None, precision: str, report: Report
 ) -> tuple[WeightSummary, SelfTest | None]:
     """Return what storing weights in few bits did, and the selftest with tolerances for its error."""
+    from ingot.frontend.custom import c_sources
     from ingot.packager.half_error import WeightSummary, measure, widened
 
     functions = {raw.symbol: raw.function for raw in state.lowered.kernels}
-    errors, why_not = measure(program, functions, imported, precision, stored)
+    custom = bool(c_sources(state.imported.module))
+    errors, why_not = measure(program, functions, imported, precision, stored, custom=custom)
     if stored is not None and errors:
         stored = widened(stored, imported, errors)
     layers = sum(layer.decision != "float32" for layer in report.layers)

@@ -72,6 +72,7 @@ def test_runs_killed_and_interrupted_in_the_middle_lose_nothing(tiny_model: Path
     assert counts.skipped == 0
     size = path.stat().st_size
     second = tuning(tiny_model, logs, 200)
+    limit = time.monotonic() + 120
     while path.stat().st_size == size and time.monotonic() < limit and second.poll() is None:
         time.sleep(0.05)
     second.send_signal(signal.SIGINT)

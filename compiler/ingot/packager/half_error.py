@@ -101,15 +101,21 @@ class WeightSummary:
 
 
 def measure(
-    program: Program, functions: Mapping[str, Any], imported: Imported, precision: str, selftest: SelfTest | None
+    program: Program,
+    functions: Mapping[str, Any],
+    imported: Imported,
+    precision: str,
+    selftest: SelfTest | None,
+    *,
+    custom: bool,
 ) -> tuple[tuple[OutputError, ...], str]:
     """Return the error of each float output, or nothing and the reason. Raises nothing.
 
-    functions: the kernels of `program` before code generation, by symbol.
+    functions: the kernels of `program` before code generation, by symbol. custom: it has operators of the user's own.
     """
     if selftest is None:
         return (), "without a selftest there is nothing to compare with"
-    if len(program.objects) > 1:
+    if custom:
         return (), "an operator of the user's own is compiled for the target only"
     foreign = _foreign_intrinsics(functions)
     try:
