@@ -264,21 +264,20 @@ def program_before(
     calibrate: Calibration | None = None,
     calibrator: str = "auto",
     max_drop: float | None = None,
-    progress: Progress | None = None,
 ) -> State:
-    """Return a model's program before the first pass, quantised if that is asked for. The options are those of
-    `compile`; of several buckets it is the largest one's.
+    """Return a model's program before the first pass, quantised if that is asked for.
 
-    Raises what `compile` raises for its options and for the model.
+    The options are those of `compile`; of several buckets it is the largest one's. Raises what `compile` raises for its
+    options and for the model.
     """
     from ingot.passes.state import State
 
     check_precision(precision, board, weights, calibrate, max_drop)
     imported = _buckets(path, shape, bind, state)[-1]
     if weights is not None:
-        imported, _ = _store_weights(imported, board, weights, calibrate, progress)
+        imported, _ = _store_weights(imported, board, weights, calibrate, None)
     elif calibrate is not None:
-        imported, _ = _quantize(imported, board, calibrate, calibrator, max_drop, progress)
+        imported, _ = _quantize(imported, board, calibrate, calibrator, max_drop, None)
     return State(imported.module, imported.weights, imported, board, precision=precision)
 
 

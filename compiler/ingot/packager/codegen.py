@@ -26,7 +26,7 @@ from ingot.target import Target
 
 # Stack memory of one kernel: a thread's stack is at least 128 KiB (musl's default).
 MAX_STACK_BYTES = 64 * 1024
-#: Kernels of one object, about: LLVM takes a fifth of a second for them.
+#: Kernels of one object, about: enough objects for a few cores, few enough that none is made for a kernel or two.
 _KERNELS = 8
 
 

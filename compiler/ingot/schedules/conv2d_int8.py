@@ -202,7 +202,8 @@ def variants(
 ) -> list[Chosen]:
     """Return the space of a search around what `choose` has chosen, each with the chosen one's cost.
 
-    The direct convolution has every tile, in both orders, with all steps, and in groups that share a patch.
+    The direct convolution has every tile, in both orders, with all steps, and in groups that share a patch. Blocks of
+    AMX tiles stand next to them where the target has an instruction on `stored` data.
     """
     workload = as_image(layer) if isinstance(layer, MatmulWorkload) else layer
     direct = chosen.instruction if isinstance(chosen, Choice) else dot_of(target, weight, workload.positions)
